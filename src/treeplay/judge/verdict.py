@@ -1,0 +1,47 @@
+"""What a judge says of one program: the words every later stage reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Label = Literal["secure", "vulnerable", "invalid", "inert", "unknown"]
+Evidence = Literal["executed", "static", "none"]
+LABELS: tuple[Label, ...] = ("secure", "vulnerable", "invalid", "inert", "unknown")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason for a vulnerable verdict. Lines are 1-based in the whole program."""
+
+    cwe: str | None
+    line_start: int
+    line_end: int
+    rule: str
+    tool: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A label, the evidence it rests on, and the findings behind it.
+
+    ``functional``: the functional tests passed (True), failed (False), or there were none or they
+    could not be run (None). ``reason`` is one short sentence for a person.
+    """
+
+    label: Label
+    evidence: Evidence = "none"
+    findings: tuple[Finding, ...] = ()
+    functional: bool | None = None
+    reason: str = ""
+
+
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    """The JSON form kept in run folders; :func:`verdict_from_json` reads it back."""
+    return asdict(verdict)
+
+
+def verdict_from_json(data: dict[str, Any]) -> Verdict:
+    findings = tuple(Finding(**finding) for finding in data["findings"])
+    return Verdict(**{**data, "findings": findings})

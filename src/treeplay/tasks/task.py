@@ -1,0 +1,108 @@
+"""What a model is asked, and how its answer is tested.
+
+A task is a program with a hole. Its text is ``prompt + answer + suffix``; the model writes the
+answer. The loaders of this package make tasks; everything after them only reads tasks.
+
+The one normal form (made by :func:`make_task`): the prompt carries no trailing white space; what
+white space stood there begins the answers instead. A byte-pair tokenizer joins a line break with
+the indentation that follows it, so a prompt cut between the two would ask every model for a token
+sequence it has never seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from treeplay.errors import TaskError
+
+LANGUAGES = ("python", "c", "cpp", "javascript", "go", "java", "ruby", "rust", "php")
+SPLITS = ("train", "eval-seen", "eval-unseen", "eval")
+
+
+@dataclass(frozen=True)
+class Tests:
+    """Source text of the two test groups, in the task's own language.
+
+    ``functional`` asks whether the program does its job; ``security`` is the exploit attempt. What
+    the text may use is set out in :mod:`treeplay.judge.execute`.
+    """
+
+    functional: str
+    security: str
+
+
+@dataclass(frozen=True)
+class RiskNote:
+    """A risk line given with the data: one line of the golden solution and why it matters."""
+
+    code: str
+    cwe: str | None
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task. ``golden`` and ``vulnerable`` are answers, not whole programs.
+
+    ``statements``: the answer is cut after this many statements at its own level; ``None`` lets it
+    run to the end of the enclosing function. ``exercise`` is a regular expression: the risky thing
+    that a real answer must do, whatever its tests say of it.
+    """
+
+    id: str
+    language: str
+    cwe: tuple[str, ...]
+    prompt: str
+    golden: str | None = None
+    vulnerable: str | None = None
+    suffix: str = ""
+    statements: int | None = None
+    split: str = "train"
+    instruction: str = ""
+    tests: Tests | None = None
+    exercise: str | None = None
+    notes: tuple[RiskNote, ...] = ()
+    source: str = ""
+    license: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def program(self, answer: str) -> str:
+        """The whole program text with ``answer`` in the hole."""
+        if self.suffix and not answer.endswith("\n"):
+            answer += "\n"
+        return self.prompt + answer + self.suffix
+
+
+def make_task(**fields: Any) -> Task:
+    """A :class:`Task` in normal form, checked.
+
+    Raises :class:`TaskError` (naming the field) for an unknown language or split, an empty prompt,
+    a missing CWE, or an answer count below one.
+    """
+    task = Task(**fields)
+    where = f"task {task.id!r}"
+    if not task.id:
+        raise TaskError("a task has an empty id; give every task a name of its own")
+    if task.language not in LANGUAGES:
+        raise TaskError(f"{where}: unknown language {task.language!r}; use one of {LANGUAGES}")
+    if task.split not in SPLITS:
+        raise TaskError(f"{where}: unknown split {task.split!r}; use one of {SPLITS}")
+    if not task.prompt.strip():
+        raise TaskError(f"{where}: the prompt is empty; give the code that the model continues")
+    for cwe in task.cwe:
+        if not cwe.startswith("CWE-") or not cwe[4:].isdigit():
+            raise TaskError(f"{where}: {cwe!r} is no CWE name; write it like 'CWE-89'")
+    if task.statements is not None and task.statements < 1:
+        raise TaskError(f"{where}: statements is {task.statements}; it must be at least 1")
+    prompt = task.prompt.rstrip()
+    white = task.prompt[len(prompt) :]
+    if not white:
+        return task
+
+    def carry(answer: str | None) -> str | None:
+        return None if answer is None else white + answer
+
+    return replace(
+        task, prompt=prompt, golden=carry(task.golden), vulnerable=carry(task.vulnerable)
+    )
