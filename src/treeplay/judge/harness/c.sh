@@ -1,0 +1,23 @@
+# Builds and runs one C test group: sh c.sh <test file>. Reads the nonce; the program reads it again.
+read -r nonce
+exec 3>&1 1>&2
+say() { printf '%s %s %s\n' "$nonce" "$1" "$(head -c 1500 "$2" | tr '\n' '\037')" >&3; exit 0; }
+common="-std=gnu17 -D_GNU_SOURCE -fno-diagnostics-color -fdiagnostics-format=text"
+# What newer compilers refuse is refused by all, so that a verdict does not hang on the version.
+strict="-Werror=implicit-function-declaration -Werror=implicit-int -Werror=int-conversion"
+strict="$strict -Werror=incompatible-pointer-types"
+gcc $common $strict -O0 -c -o .treeplay/alone.o solution.c </dev/null >/dev/null 2>.treeplay/log
+case $? in 0) ;; 1) say INVALID .treeplay/log ;; *) say NOTOOL .treeplay/log ;; esac
+cat >.treeplay/all.c <<'END'
+#include "treeplay.h"
+#define main treeplay_own_main
+#include "solution.c"
+#undef main
+#include "test.c"
+TREEPLAY_MAIN
+END
+gcc $common -I. -I.treeplay -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
+    -fno-omit-frame-pointer -U_FORTIFY_SOURCE -o .treeplay/test .treeplay/all.c -lm -lpthread \
+    </dev/null >/dev/null 2>.treeplay/log
+case $? in 0) ;; 1) say NOBUILD .treeplay/log ;; *) say NOTOOL .treeplay/log ;; esac
+exec .treeplay/test

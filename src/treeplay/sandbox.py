@@ -1,0 +1,380 @@
+"""Running generated code where it can do no harm.
+
+Every program runs in bubblewrap: no network, its own process namespace, a root made only of the
+system's read-only program folders, and one small tmpfs that is gone afterwards. When the caller is
+root the program is given an unprivileged user id of its own; otherwise a user namespace does the
+same. Limits on time, memory, processes, file sizes and output are kept from outside where a limit
+inside could be evaded. A program that runs into the wall-clock limit is killed with everything it
+started: its whole process namespace goes with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from treeplay.capture import Capture, pump
+from treeplay.errors import SandboxError
+
+MEND = "apt-get install bubblewrap"
+_POLL_S = 0.05
+_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
+_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
+_PREFIXES = ("/usr", "/bin", "/sbin", "/lib")
+_WORK = "/tmp/work"
+_uids = itertools.count(os.getpid())
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one run may use. Times in seconds, sizes in MiB (``output_kb`` in KiB, per stream).
+
+    ``cpu_s`` and ``file_mb`` hold for each process and file; ``memory_mb`` (resident) and
+    ``processes`` (threads count too) for the whole run. ``address_mb`` bounds the address space of
+    each process as well; it stays None for programs that reserve far more than they use (Node,
+    Go, anything built with a sanitizer).
+    """
+
+    wall_s: float = 10
+    cpu_s: int = 10
+    memory_mb: int = 1024
+    processes: int = 64
+    file_mb: int = 16
+    output_kb: int = 64
+    address_mb: int | None = None
+
+
+@dataclass(frozen=True)
+class Completed:
+    """What became of a run. ``stopped`` says why it was ended early: ``"time"``, ``"memory"``,
+    ``"processes"``, or ``""`` when it ended by itself. A stream over the limit keeps its first and
+    its last part, with a note between them."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+    timed_out: bool
+    seconds: float
+    stopped: str = ""
+
+
+@dataclass(frozen=True)
+class Sandbox:
+    """Runs programs in bubblewrap, or without any protection when ``unsafe`` is set."""
+
+    unsafe: bool = False
+
+    def run(
+        self,
+        argv: Sequence[str],
+        files: Mapping[str, str | bytes] | None = None,
+        *,
+        stdin: bytes = b"",
+        limits: Limits | None = None,
+        env: Mapping[str, str] | None = None,
+        readonly: Sequence[str] = (),
+    ) -> Completed:
+        """Run ``argv`` in a fresh folder that holds ``files`` (relative name to content).
+
+        ``readonly`` names folders outside the system's own that the program may read, at their own
+        path. The environment holds only ``PATH``, ``HOME``, ``TMPDIR``, ``LANG`` and ``env``.
+        Raises :class:`SandboxError` when no sandbox can be had here.
+        """
+        limits = limits or Limits()
+        contents = {
+            name: text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+            for name, text in (files or {}).items()
+        }
+        for name in contents:
+            if name.startswith("/") or ".." in Path(name).parts:
+                raise SandboxError(f"{name!r} is no file name inside the sandbox; use a plain name")
+        if self.unsafe:
+            return _run_unsafe(argv, contents, stdin, limits, env or {})
+        check_sandbox()
+        return _run_bwrap(argv, contents, stdin, limits, env or {}, readonly)
+
+
+def check_sandbox() -> None:
+    """Raise :class:`SandboxError`, with the line that mends it, when bubblewrap cannot run here."""
+    problem = _problem(shutil.which("bwrap"), shutil.which("setpriv"), shutil.which("prlimit"))
+    if problem:
+        raise SandboxError(problem)
+
+
+@functools.lru_cache(maxsize=8)
+def _problem(bwrap: str | None, setpriv: str | None, prlimit: str | None) -> str:
+    """Why there is no sandbox with these tools ("" when there is one)."""
+    if sys.platform != "linux":
+        return "generated code runs only on Linux, in bubblewrap; use a Linux machine or container"
+    if bwrap is None:
+        return f"bubblewrap (bwrap) is not installed, so generated code is not run; mend: {MEND}"
+    if prlimit is None or setpriv is None:
+        return "prlimit or setpriv is not installed; mend: apt-get install util-linux"
+    version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=False)
+    found = re.search(r"(\d+)\.(\d+)", version.stdout)
+    if found and (int(found[1]), int(found[2])) < (0, 7):
+        return f"{version.stdout.strip()} is too old (0.7 is needed); mend: {MEND} from a newer release"
+    try:
+        done = _run_bwrap([_tool("true")], {}, b"", Limits(), {}, ())
+    except OSError as error:
+        return f"bubblewrap cannot be started ({error}); mend: {MEND}"
+    if done.returncode == 0:
+        return ""
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+    reason = said[-1] if said else f"exit status {done.returncode}"
+    if _is_root():
+        mend = "docker run --cap-add SYS_ADMIN --security-opt seccomp=unconfined ..."
+    else:
+        mend = "sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000 "
+        mend += "kernel.apparmor_restrict_unprivileged_userns=0"
+    return f"bubblewrap is refused its namespaces here ({reason}); mend: {mend}"
+
+
+def base_python() -> tuple[str, tuple[str, ...]]:
+    """The interpreter that runs Python programs, and the folders it needs (``readonly``)."""
+    executable = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
+    return executable, outside_system(sys.base_prefix, os.path.dirname(executable))
+
+
+def outside_system(*folders: str) -> tuple[str, ...]:
+    """Those of ``folders`` that the sandbox does not show anyway."""
+    real = [os.path.realpath(folder) for folder in folders]
+    known = (*_PREFIXES, *(os.path.realpath(prefix) for prefix in _PREFIXES))
+    keep: list[str] = []
+    for folder in real:
+        if not any(_inside(folder, other) for other in (*known, *keep)):
+            keep.append(folder)
+    return tuple(keep)
+
+
+def _inside(folder: str, other: str) -> bool:
+    return folder == other or folder.startswith(other.rstrip("/") + "/")
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _tool(name: str) -> str:
+    for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
+        if os.access(f"{folder}/{name}", os.X_OK):
+            return f"{folder}/{name}"
+    return name
+
+
+def _limit_argv(limits: Limits, with_processes: bool) -> list[str]:
+    argv = [_tool("prlimit"), f"--cpu={limits.cpu_s}", "--core=0", "--nofile=256", "--memlock=0"]
+    argv += [f"--fsize={limits.file_mb << 20}", "--msgqueue=0"]
+    if with_processes:
+        argv.append(f"--nproc={limits.processes}")
+    if limits.address_mb is not None:
+        argv.append(f"--as={limits.address_mb << 20}")
+    return [*argv, "--"]
+
+
+def _environment(extra: Mapping[str, str], home: str) -> dict[str, str]:
+    return {
+        "PATH": "/usr/local/bin:/usr/bin:/bin",
+        "HOME": home,
+        "TMPDIR": home,
+        "LANG": "C.UTF-8",
+        **extra,
+    }
+
+
+def _bwrap_argv(uid: int, limits: Limits, readonly: Sequence[str]) -> list[str]:
+    """The part of the command line that does not depend on the program's files."""
+    argv = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--clearenv"]
+    argv += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
+    argv += ["--unshare-cgroup-try", "--hostname", "sandbox"]
+    if not _is_root():
+        argv += ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]
+    for path in _SYSTEM:
+        if os.path.islink(path):
+            argv += ["--symlink", os.readlink(path), path]
+        elif os.path.isdir(path):
+            argv += ["--ro-bind", path, path]
+    argv += ["--perms", "0755", "--dir", "/etc"]
+    for path in _ETC:
+        argv += ["--ro-bind-try", path, path]
+    made: set[str] = set()
+    for path in readonly:
+        # Folders on the way would be made 0700 and shut the unprivileged user out.
+        for parent in reversed(Path(path).parents[:-1]):
+            if str(parent) not in made:
+                made.add(str(parent))
+                argv += ["--perms", "0755", "--dir", str(parent)]
+        argv += ["--ro-bind", path, path]
+    argv += ["--proc", "/proc", "--dev", "/dev"]
+    size = str((limits.file_mb * 4) << 20)
+    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
+    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    return [*argv, "--perms", "0777", "--dir", _WORK]
+
+
+def _run_bwrap(
+    argv: Sequence[str],
+    files: Mapping[str, bytes],
+    stdin: bytes,
+    limits: Limits,
+    env: Mapping[str, str],
+    readonly: Sequence[str],
+) -> Completed:
+    root = _is_root()
+    # A user id of its own for each run: the limit on processes counts per user id.
+    uid = 61200 + next(_uids) % 4000 if root else 65534
+    command = _bwrap_argv(uid, limits, readonly)
+    passwd = f"root:x:0:0:root:/root:/bin/sh\nrunner:x:{uid}:{uid}:runner:/tmp:/bin/sh\n"
+    whole = {
+        "/etc/passwd": passwd.encode(),
+        "/etc/group": f"root:x:0:\nrunner:x:{uid}:\n".encode(),
+        "/etc/hosts": b"127.0.0.1 localhost\n::1 localhost\n",
+        **{f"{_WORK}/{name}": content for name, content in files.items()},
+    }
+    for folder in sorted({str(parent) for name in files for parent in Path(name).parents[:-1]}):
+        command += ["--perms", "0777", "--dir", f"{_WORK}/{folder}"]
+    with contextlib.ExitStack() as stack:
+        fds: list[int] = []
+        for name, content in whole.items():
+            fd = os.memfd_create("file")
+            stack.callback(os.close, fd)
+            os.write(fd, content)
+            os.lseek(fd, 0, os.SEEK_SET)
+            fds.append(fd)
+            command += ["--perms", "0644", "--file", str(fd), name]
+        command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _WORK]
+        for key, value in _environment(env, "/tmp").items():
+            command += ["--setenv", key, value]
+        if root:
+            # Dropping privileges before the limits are set, so that they cannot be raised again.
+            command += [_tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+            command += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+        command += [*_limit_argv(limits, True), *argv]
+        return _watch(command, stdin, limits, pass_fds=fds)
+
+
+def _run_unsafe(
+    argv: Sequence[str],
+    files: Mapping[str, bytes],
+    stdin: bytes,
+    limits: Limits,
+    env: Mapping[str, str],
+) -> Completed:
+    """No protection but the limits: a temporary folder, the caller's own user and network."""
+    with tempfile.TemporaryDirectory(prefix="treeplay-", ignore_cleanup_errors=True) as folder:
+        for name, content in files.items():
+            path = Path(folder, name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        # The mark finds processes that left the session and the family tree.
+        mark = uuid.uuid4().hex
+        environment = _environment(env, folder)
+        environment["TREEPLAY_RUN"] = mark
+        prefix = _limit_argv(limits, False) if shutil.which("prlimit") else []
+        return _watch([*prefix, *argv], stdin, limits, env=environment, cwd=folder, mark=mark)
+
+
+def _watch(
+    command: Sequence[str],
+    stdin: bytes,
+    limits: Limits,
+    *,
+    pass_fds: Sequence[int] = (),
+    env: Mapping[str, str] | None = None,
+    cwd: str | None = None,
+    mark: str = "",
+) -> Completed:
+    """Start ``command``, feed and read it, and end it when it goes over a limit."""
+    start = time.monotonic()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        pass_fds=tuple(pass_fds),
+        env={} if env is None else dict(env),
+        cwd=cwd or "/",
+        start_new_session=True,
+    )
+    out, err = Capture(limits.output_kb << 10), Capture(limits.output_kb << 10)
+    stopped = ""
+
+    def over() -> bool:
+        nonlocal stopped
+        if time.monotonic() - start > limits.wall_s:
+            stopped = "time"
+        else:
+            stopped = _over_limit(process.pid, limits)
+        return bool(stopped)
+
+    try:
+        pump(process, stdin, out, err, over, interval=_POLL_S)
+    finally:
+        _kill_tree(process, mark)
+    return Completed(
+        returncode=process.returncode,
+        stdout=out.value(),
+        stderr=err.value(),
+        timed_out=stopped == "time",
+        seconds=time.monotonic() - start,
+        stopped=stopped,
+    )
+
+
+def _over_limit(pid: int, limits: Limits) -> str:
+    """Which limit on the whole tree under ``pid`` is passed, "" for none."""
+    resident, count = 0, 0
+    try:
+        for child in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                info = child.memory_info()
+                # Pages shared through a file or the tmpfs are counted once by the tmpfs's size.
+                resident += max(0, info.rss - info.shared)
+                count += 1
+    except psutil.Error:
+        return ""
+    if resident > limits.memory_mb << 20:
+        return "memory"
+    return "processes" if count > limits.processes + 4 else ""
+
+
+def _kill_tree(process: subprocess.Popen[bytes], mark: str) -> None:
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        if mark:
+            family = psutil.Process(process.pid).children(recursive=True)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        if process.poll() is None or mark:
+            os.killpg(process.pid, signal.SIGKILL)
+    for member in [*family, *(_marked(mark) if mark else ())]:
+        with contextlib.suppress(psutil.Error):
+            member.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.environ().get("TREEPLAY_RUN") == mark:
+                found.append(process)
+    return found
