@@ -1,0 +1,40 @@
+"""Public data sets as tasks, with their known faults found, counted and reported.
+
+Each importer reads its set's upstream form and the converted record form (one JSON object a line:
+id, source, license, language, cwe, task, prompt, secure, vulnerable, meta).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from treeplay.errors import TaskError
+from treeplay.tasks.importers import cweval, safecoder, seccodeplt, securityeval, sven, tsp
+from treeplay.tasks.importers.report import ImportReport, ImportResult, ReportLine
+
+__all__ = ["KINDS", "ImportReport", "ImportResult", "ReportLine", "import_tasks"]
+
+_LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
+    "tsp": tsp.load,
+    "safecoder": safecoder.load,
+    "sven": sven.load,
+    "seccodeplt": seccodeplt.load,
+    "securityeval": securityeval.load,
+    "cweval": cweval.load,
+}
+KINDS = tuple(_LOADERS)
+
+
+def import_tasks(kind: str, path: str | Path, *, max_chars: int | None = 3000) -> ImportResult:
+    """The tasks of a public data set and the report of what became of every record.
+
+    ``kind``: one of ``KINDS``. ``path``: a file, or the folder of the set. ``max_chars``: pairs
+    with a longer side are flagged (None: never); nothing is dropped for its length.
+
+    Raises TaskError for an unknown kind, a missing path, and a record that cannot be read (naming
+    file and line).
+    """
+    if kind not in _LOADERS:
+        raise TaskError(f"unknown data set {kind!r}; use one of {', '.join(KINDS)}")
+    return _LOADERS[kind](path, max_chars)
