@@ -74,8 +74,7 @@ def _risks(task: Task, source: NodeSource) -> Iterator[tuple[int, str | None]]:
     if source == "root":
         yield 0, first_cwe
     elif source == "annotated":
-        placed, _ = place_notes(task)
-        for item in placed:
+        for item in place_notes(task).placed:
             yield item.char_start, item.note.cwe or first_cwe
     elif source == "diff" and task.vulnerable is not None and task.vulnerable != golden:
         yield parting(golden, task.vulnerable), first_cwe

@@ -38,16 +38,17 @@ class Node:
 class Branch:
     """One continuation the opponent sampled at a node.
 
-    ``ids`` and ``logps`` (raw opponent log-probs) are as sampled. ``text`` is what they spell;
-    ``answer`` is the whole answer that was judged, from the end of the prompt on, completed as
-    ``completion`` says. ``ended``: the answer's end was seen, the model closed the text, or the
-    token budget ran out.
+    ``ids`` and ``logps`` (raw opponent log-probs) are as sampled; ``starts`` are the character
+    offsets at which the tokens begin. ``text`` is what the tokens spell; ``answer`` is the whole
+    answer that was judged, from the end of the prompt on, completed as ``completion`` says.
+    ``ended``: the answer's end was seen, the model closed the text, or the token budget ran out.
     """
 
     id: int
     node: int
     ids: tuple[int, ...]
     logps: tuple[float, ...]
+    starts: tuple[int, ...]
     text: str
     answer: str
     completion: Completion
@@ -57,17 +58,16 @@ class Branch:
 
 @dataclass(frozen=True)
 class Tree:
-    """``prompt_ids`` then ``golden_ids`` is the golden path; ``golden`` its text (the answer)."""
+    """``prompt_ids`` then ``golden_ids`` is the golden path; ``golden`` its text (the answer), in
+    which token ``i`` of ``golden_ids`` begins at ``golden_starts[i]``."""
 
     task: str
     prompt_ids: tuple[int, ...]
     golden_ids: tuple[int, ...]
+    golden_starts: tuple[int, ...]
     golden: str
     nodes: tuple[Node, ...]
     branches: tuple[Branch, ...]
-
-    def node(self, number: int) -> Node:
-        return self.nodes[number]
 
     def prefix(self, node: Node) -> tuple[int, ...]:
         """Token ids from the beginning up to the node."""
@@ -98,6 +98,7 @@ def tree_from_json(data: dict[str, Any]) -> Tree:
                 **row,
                 "ids": tuple(row["ids"]),
                 "logps": tuple(row["logps"]),
+                "starts": tuple(row["starts"]),
                 "verdict": verdict_from_json(row["verdict"]) if row["verdict"] else None,
             }
         )
@@ -107,6 +108,7 @@ def tree_from_json(data: dict[str, Any]) -> Tree:
         data["task"],
         tuple(data["prompt_ids"]),
         tuple(data["golden_ids"]),
+        tuple(data["golden_starts"]),
         data["golden"],
         nodes,
         branches,

@@ -60,7 +60,8 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return next(iter(self.model.parameters())).device
+        device: torch.device = next(iter(self.model.parameters())).device
+        return device
 
     @property
     def max_length(self) -> int:

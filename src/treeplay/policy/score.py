@@ -32,6 +32,8 @@ def packed_logps(
     unique = sorted(set(wanted))
     rows = sorted({packed.parents[slot] for slot in unique})
     device = next(iter(model.parameters())).device
+    if not rows:
+        return [torch.zeros(0, device=device) for _ in spans]
     ids_L = torch.tensor(packed.ids, device=device)
     logits_RV = model(
         input_ids=ids_L[None],

@@ -22,6 +22,7 @@ PY_CLAUSE = re.compile(r"(?:else|elif|except|finally)\b")
 BRACE_CLAUSE = re.compile(r"(?:else|catch|finally)\b")
 # A `/` after one of these starts a regular expression in JavaScript, not a division.
 JS_REGEX_BEFORE = set("(,=:[!&|?{};+-*%<>~^\n")
+JS_KEYWORD = re.compile(r"\b(?:return|typeof|case|throw|in|of|void|delete)[ \t]*$")
 OPENERS, CLOSERS = "([{", ")]}"
 
 
@@ -40,7 +41,20 @@ def cut_answer(task: Task, text: str) -> Cut:
         cut = cut_answer(task, text[: fence.start()])
         return Cut(cut.text, True)
     end = _end_python(task, text) if task.language == "python" else _end_braces(task, text)
+    repeat = _suffix_repeated(task, text)
+    if repeat is not None and (end is None or repeat < end):
+        end = repeat
     return Cut(text, False) if end is None else Cut(text[:end], True)
+
+
+def _suffix_repeated(task: Task, text: str) -> int | None:
+    """Where ``text`` begins to repeat the suffix: a model that knows how the function goes on
+    writes the lines that are already there."""
+    first = next((line for line in task.suffix.splitlines() if line.strip()), "").rstrip()
+    if task.statements is None or len(first.strip()) < 4:
+        return None
+    at = text.find("\n" + first + "\n", 1)
+    return None if at < 0 or not text[:at].strip() else at + 1
 
 
 def statement_ends(task: Task, text: str) -> list[int]:
@@ -242,7 +256,11 @@ def _code_chars(text: str, language: str) -> Iterator[tuple[int, str]]:
         if two == "/*":
             at = _find(text, "*/", at + 2) + 2
             continue
-        regex = char == "/" and language == "javascript" and before in JS_REGEX_BEFORE
+        regex = (
+            char == "/"
+            and language == "javascript"
+            and (before in JS_REGEX_BEFORE or JS_KEYWORD.search(text[max(0, at - 12) : at]))
+        )
         if char in "\"'`" or regex:
             at = _string_end(text, at, raw=char == "`" and language == "go")
             before = '"'
@@ -278,19 +296,22 @@ def _string_end(text: str, start: int, *, raw: bool) -> int:
 
 
 def _brace_statements(prompt: str, text: str, language: str) -> Iterator[tuple[int, bool]]:
-    depth, begun, conditional = 0, False, False
+    depth, begun, conditional, header = 0, False, False, False
     before = ""
     for at, char in _code_chars(text, language):
         if not begun and not char.isspace():
             begun = True
             conditional = re.match(r"(?:if|do|try)\b", text[at:]) is not None
+            # Go writes `for i := 0; i < n; i++ {` without brackets around its semicolons.
+            header = language == "go" and bool(re.match(r"(?:for|if|switch)\b", text[at:]))
         depth += (char in OPENERS) - (char in CLOSERS)
         if depth < 0:
             if begun and before.strip():
                 yield at, True
             yield -1 - at, True
             return
-        ends = begun and depth == 0
+        header = header and char != "{"
+        ends = begun and depth == 0 and not header
         if ends and char == "\n" and language in ("go", "javascript"):
             ends = before not in "+-*/=,.&|<>!:?([{" and text[at:].lstrip()[:1] not in ".?"
         elif ends and char == "}":

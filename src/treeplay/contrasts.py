@@ -1,0 +1,212 @@
+"""From judged trees to training examples: one function a method.
+
+A contrast is a state (``prefix``), a continuation to prefer (``chosen``) and one to disprefer
+(``rejected``, empty for supervised methods), all as token ids. What is never done: reject a branch
+that the judge found secure; learn from a branch that is invalid, inert or unknown.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import cycle
+from typing import Any, Literal
+
+from treeplay.grow import line_offset
+from treeplay.policy.model import Policy, encode_path
+from treeplay.tasks.answer import statement_ends
+from treeplay.tasks.task import Task
+from treeplay.tree import Branch, Node, Tree
+
+Extent = Literal["local", "full"]
+Weights = Literal["uniform", "rate"]
+
+
+@dataclass(frozen=True)
+class ContrastConfig:
+    """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
+    every contrast alike, or by its node's measured vulnerable rate. ``siblings``: also prefer
+    the opponent's own secure branches, not the golden path alone."""
+
+    extent: Extent = "local"
+    weights: Weights = "uniform"
+    siblings: bool = True
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """One training example. ``chosen_opp`` and ``rejected_opp`` are the opponent's raw log-probs,
+    a token each, once they have been scored."""
+
+    task: str
+    node: int
+    prefix: tuple[int, ...]
+    chosen: tuple[int, ...]
+    rejected: tuple[int, ...]
+    weight: float
+    chosen_opp: tuple[float, ...] = ()
+    rejected_opp: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The contrasts, and how many branches of each label were and were not used."""
+
+    contrasts: tuple[Contrast, ...]
+    counts: dict[str, int]
+
+
+Draw = Callable[[Policy, Task, Tree, ContrastConfig, "Counter[str]"], list[Contrast]]
+
+
+def draw_contrasts(
+    method: str,
+    policy: Policy,
+    tasks: Sequence[Task],
+    trees: Sequence[Tree],
+    config: ContrastConfig,
+) -> Drawn:
+    """All contrasts of ``method`` (a key of :data:`METHODS`) over trees of ``tasks``."""
+    counts: Counter[str] = Counter()
+    out: list[Contrast] = []
+    for task, tree in zip(tasks, trees, strict=True):
+        out += METHODS[method](policy, task, tree, config, counts)
+    counts["contrasts"] = len(out)
+    return Drawn(tuple(out), dict(counts))
+
+
+def tsp(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
+) -> list[Contrast]:
+    """Tree-like self-play: at each node, its secure continuations against its vulnerable ones."""
+    out: list[Contrast] = []
+    for node in tree.nodes:
+        here = [b for b in tree.branches if b.node == node.id and b.verdict is not None]
+        counts.update(f"branches_{b.verdict.label}" for b in here if b.verdict)
+        bad: Counter[tuple[int, ...]] = Counter()
+        good: dict[tuple[int, ...], None] = {}
+        if node.branch is None:
+            good[_golden(task, tree, node, config.extent)] = None
+        for branch in here:
+            label = branch.verdict.label if branch.verdict else "unknown"
+            if label == "vulnerable":
+                bad[_branch_ids(task, tree, branch, config.extent)] += 1
+            elif label == "secure" and (config.siblings or node.branch is not None):
+                good[_branch_ids(task, tree, branch, config.extent)] = None
+        bad.pop((), None)
+        good.pop((), None)
+        # The same tokens can end well and badly (a late mistake): then they decide nothing here.
+        both = set(bad) & set(good)
+        counts["undecided"] += len(both)
+        chosen = [ids for ids in good if ids not in both]
+        rejected = {ids: n for ids, n in bad.items() if ids not in both}
+        if not chosen or not rejected:
+            continue
+        judged = [b for b in here if b.verdict and b.verdict.label in ("secure", "vulnerable")]
+        rate = sum(bad.values()) / max(1, len(judged))
+        weight = rate if config.weights == "rate" else 1.0
+        prefix = tree.prefix(node)
+        partner = cycle(chosen)
+        out += [
+            Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected
+        ]
+        # Every secure continuation is met once even where mistakes are few.
+        if len(chosen) > len(rejected):
+            again = cycle(rejected)
+            out += [
+                Contrast(task.id, node.id, prefix, ids, next(again), weight)
+                for ids in chosen[len(rejected) :]
+            ]
+    return out
+
+
+def tsp_paper(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
+) -> list[Contrast]:
+    """The paper's released pipeline: every branch is rejected, unseen by any judge, whole."""
+    out = []
+    for branch in tree.branches:
+        node = tree.nodes[branch.node]
+        rejected = _branch_ids(task, tree, branch, "full")
+        chosen = _golden(task, tree, node, "full")
+        counts["branches_unjudged"] += 1
+        if rejected and rejected != chosen:
+            out.append(Contrast(task.id, node.id, tree.prefix(node), chosen, rejected, 1.0))
+    return out
+
+
+def sft(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
+) -> list[Contrast]:
+    """Supervised fine-tuning on the golden answer."""
+    if not tree.golden_ids:
+        return []
+    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, (), 1.0)]
+
+
+def dpo(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
+) -> list[Contrast]:
+    """The golden answer against the given vulnerable one, whole."""
+    if task.vulnerable is None or not tree.golden_ids:
+        counts["without_vulnerable_reference"] += 1
+        return []
+    path = encode_path(policy, task, task.vulnerable)
+    rejected = path.ids[path.n_prompt :]
+    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, rejected, 1.0)]
+
+
+# SPIN is tsp_paper on a tree with the root for its only node and one branch.
+METHODS: dict[str, Draw] = {
+    "tsp": tsp,
+    "tsp-paper": tsp_paper,
+    "sft": sft,
+    "spin": tsp_paper,
+    "dpo": dpo,
+}
+
+
+def _golden(task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ...]:
+    """Golden token ids from the node to the end of its statement, or of the path."""
+    first = node.position - len(tree.prompt_ids)
+    end = len(tree.golden)
+    if extent == "local":
+        end = _statement_end(task, tree.golden, node.offset)
+    return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
+
+
+def _branch_ids(task: Task, tree: Tree, branch: Branch, extent: Extent) -> tuple[int, ...]:
+    """A branch's token ids to the end of the statement that decides (the first finding's, else
+    the first), or of the answer. An end mark is part of the full extent only."""
+    node = tree.nodes[branch.node]
+    if extent == "full":
+        if branch.ended == "eos":
+            return branch.ids
+        return _up_to(branch.ids, branch.starts, len(branch.answer))
+    at = node.offset
+    if branch.verdict and branch.verdict.label == "vulnerable" and branch.verdict.findings:
+        at = max(at, line_offset(task, branch.answer, branch.verdict.findings[0].line_start))
+    end = _statement_end(task, branch.answer, at)
+    return _up_to(branch.ids, branch.starts, end)
+
+
+def _statement_end(task: Task, answer: str, offset: int) -> int:
+    """Where the statement that holds ``offset`` ends, its line break left out."""
+    for end in statement_ends(task, answer):
+        if end > max(offset, 0):
+            return len(answer[:end].rstrip())
+    return len(answer.rstrip())
+
+
+def _up_to(ids: tuple[int, ...], starts: tuple[int, ...], end: int) -> tuple[int, ...]:
+    return tuple(token for token, start in zip(ids, starts, strict=True) if start < end)
+
+
+def contrast_to_json(contrast: Contrast) -> dict[str, Any]:
+    return asdict(contrast)
+
+
+def contrast_from_json(data: dict[str, Any]) -> Contrast:
+    lists = ("prefix", "chosen", "rejected", "chosen_opp", "rejected_opp")
+    return Contrast(**{**data, **{name: tuple(data[name]) for name in lists}})

@@ -1,0 +1,207 @@
+"""Grow trees: the opponent continues from every risk node; then late mistakes get nodes too.
+
+    plant (golden path + nodes) -> grow (branches of the nodes that have none) -> [judge]
+        -> deepen (nodes on branches that went wrong late) -> grow -> [judge] ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from treeplay.errors import TaskError
+from treeplay.nodes import NodeConfig, find_nodes
+from treeplay.policy.model import Policy, decode, encode_path
+from treeplay.policy.sample import Request, Row, Sample, SampleConfig, sample, seed_of
+from treeplay.tasks.answer import cut_answer, statement_ends
+from treeplay.tasks.task import Task
+from treeplay.tree import Branch, Completion, Node, Tree
+
+
+@dataclass(frozen=True)
+class GrowConfig:
+    """``branches`` a node (the paper's M); how a branch becomes a whole answer; ``depth``: 1 grows
+    the golden path's nodes only, each further level follows mistakes made later on a branch."""
+
+    branches: int = 8
+    completion: Completion = "graft"
+    depth: int = 1
+    temperature: float = 1.0
+    top_p: float = 0.95
+    max_tokens: int = 64
+    rows_at_once: int = 64
+
+    @property
+    def sampling(self) -> SampleConfig:
+        return SampleConfig(self.temperature, self.top_p, self.max_tokens, self.rows_at_once)
+
+
+def plant(policy: Policy, task: Task, config: NodeConfig, room: int) -> Tree:
+    """The golden path of ``task`` with its risk nodes, and no branches yet.
+
+    ``room``: how many tokens a branch may add. Raises :class:`TaskError` where prompt, golden
+    answer and a branch do not fit into the model's context.
+    """
+    golden = task.golden or ""
+    path = encode_path(policy, task, golden)
+    if len(path.ids) + room > policy.max_length:
+        raise TaskError(
+            f"task {task.id!r}: its golden path has {len(path.ids)} tokens and branches up to "
+            f"{room} more, but the model reads {policy.max_length}; shorten the task, lower "
+            "grow.max_tokens, or set tasks.too_long=skip"
+        )
+    return Tree(
+        task.id,
+        path.ids[: path.n_prompt],
+        path.ids[path.n_prompt :],
+        path.starts[path.n_prompt :],
+        golden,
+        tuple(find_nodes(task, path, config)),
+        (),
+    )
+
+
+def grow(
+    policy: Policy,
+    tasks: Sequence[Task],
+    trees: Sequence[Tree],
+    config: GrowConfig,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Tree]:
+    """Sample ``config.branches`` continuations at every node that has none yet.
+
+    A branch's randomness depends on (seed, task, node, its number) alone.
+    """
+    targets: list[tuple[int, Node, int]] = []  # (tree, node, number), in row order
+    requests: list[Request] = []
+    for t, tree in enumerate(trees):
+        grown = {branch.node for branch in tree.branches}
+        for trunk in sorted({n.branch for n in tree.nodes if n.id not in grown}, key=str):
+            rows = []
+            for node in tree.nodes:
+                if node.id in grown or node.branch != trunk:
+                    continue
+                for number in range(config.branches):
+                    rows.append(Row(node.position, seed_of(seed, tree.task, node.id, number)))
+                    targets.append((t, node, number))
+            last = max(row.position for row in rows)
+            requests.append(Request(tree.path(trunk)[:last], tuple(rows)))
+
+    starts = iter(targets)
+    row_targets = [[next(starts) for _ in request.rows] for request in requests]
+
+    def done(request: int, row: int, ids: Sequence[int]) -> bool:
+        t, node, _ = row_targets[request][row]
+        text = _before(trees[t], node) + decode(policy, list(ids))
+        return cut_answer(_scope(tasks[t], trees[t], node, config.completion), text).complete
+
+    samples = sample(policy.model, requests, config.sampling, policy.stop_ids, done, progress)
+    new: list[list[Branch]] = [[] for _ in trees]
+    for request_targets, request_samples in zip(row_targets, samples, strict=True):
+        for (t, node, _), one in zip(request_targets, request_samples, strict=True):
+            tree = trees[t]
+            number = len(tree.branches) + len(new[t])
+            new[t].append(_branch(policy, tasks[t], tree, node, number, one, config.completion))
+    return [
+        replace(tree, branches=tree.branches + tuple(add))
+        for tree, add in zip(trees, new, strict=True)
+    ]
+
+
+def deepen(tasks: Sequence[Task], trees: Sequence[Tree]) -> list[Tree]:
+    """Put a node where a judged branch went wrong later than in its first statement.
+
+    One a branch, at the beginning of the statement that holds the first finding; only on branches
+    of the deepest level so far.
+    """
+    out = []
+    for task, tree in zip(tasks, trees, strict=True):
+        has_children = {node.branch for node in tree.nodes}
+        nodes = list(tree.nodes)
+        for branch in tree.branches:
+            if branch.id in has_children or not branch.verdict or not branch.verdict.findings:
+                continue
+            if branch.verdict.label != "vulnerable":
+                continue
+            at = line_offset(task, branch.answer, branch.verdict.findings[0].line_start)
+            node = tree.nodes[branch.node]
+            ends = [e for e in statement_ends(task, branch.answer) if e > node.offset]
+            start = max((e for e in ends if e <= at), default=0)
+            position = next((i for i, s in enumerate(branch.starts) if s >= start), None)
+            if start == 0 or not position:
+                continue
+            nodes.append(
+                Node(
+                    len(nodes),
+                    branch.id,
+                    node.position + position,
+                    branch.starts[position],
+                    "late",
+                    branch.verdict.findings[0].cwe or node.cwe,
+                )
+            )
+        out.append(replace(tree, nodes=tuple(nodes)))
+    return out
+
+
+def line_offset(task: Task, answer: str, line: int) -> int:
+    """Character offset in ``answer`` of 1-based ``line`` of the whole program, not below 0."""
+    program = task.prompt + answer
+    at = 0
+    for _ in range(line - 1):
+        cut = program.find("\n", at)
+        if cut < 0:
+            break
+        at = cut + 1
+    return max(0, at - len(task.prompt))
+
+
+def _before(tree: Tree, node: Node) -> str:
+    """The answer's text before the node."""
+    if node.branch is None:
+        return tree.golden[: max(node.offset, 0)]
+    branch = tree.branches[node.branch]
+    parent = tree.nodes[branch.node]
+    return (_before(tree, parent) + branch.text)[: node.offset]
+
+
+def _scope(task: Task, tree: Tree, node: Node, completion: Completion) -> Task:
+    """``task`` with its answer ending where a branch of ``node`` ends."""
+    if completion == "model" or node.branch is not None:
+        return task
+    index, _ = _statement(task, tree.golden, node.offset)
+    return replace(task, statements=index + 1)
+
+
+def _statement(task: Task, answer: str, offset: int) -> tuple[int, int]:
+    """(index, end offset) of the answer's statement that holds ``offset``."""
+    ends = statement_ends(task, answer)
+    for index, end in enumerate(ends):
+        if end > offset:
+            return index, end
+    return max(len(ends) - 1, 0), len(answer)
+
+
+def _branch(
+    policy: Policy,
+    task: Task,
+    tree: Tree,
+    node: Node,
+    number: int,
+    one: Sample,
+    completion: Completion,
+) -> Branch:
+    before = _before(tree, node)
+    text = decode(policy, one.ids)
+    starts = tuple(len(before) + len(decode(policy, one.ids[:i])) for i in range(len(one.ids)))
+    answer = cut_answer(_scope(task, tree, node, completion), before + text).text
+    if completion == "graft" and node.branch is None:
+        _, end = _statement(task, tree.golden, node.offset)
+        rest = tree.golden[end:]
+        if rest and not answer.endswith("\n"):
+            answer += "\n"
+        answer += rest
+    return Branch(
+        number, node.id, one.ids, one.logps, starts, text, answer, completion, one.ended
+    )
