@@ -11,7 +11,6 @@ started: its whole process namespace goes with it.
 from __future__ import annotations
 
 import contextlib
-import functools
 import itertools
 import os
 import re
@@ -33,11 +32,16 @@ from treeplay.errors import SandboxError
 
 MEND = "apt-get install bubblewrap"
 _POLL_S = 0.05
+# Less free memory than this on the whole machine ends a run: what it hides (files in memory, say)
+# is not seen in its own numbers.
+_SPARE = 192 << 20
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 _ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _PREFIXES = ("/usr", "/bin", "/sbin", "/lib")
 _WORK = "/tmp/work"
 _uids = itertools.count(os.getpid())
+# Tools that have been seen to work; a failure is not kept, because it may be mended meanwhile.
+_working: set[tuple[str | None, ...]] = set()
 
 
 @dataclass(frozen=True)
@@ -111,12 +115,15 @@ class Sandbox:
 
 def check_sandbox() -> None:
     """Raise :class:`SandboxError`, with the line that mends it, when bubblewrap cannot run here."""
-    problem = _problem(shutil.which("bwrap"), shutil.which("setpriv"), shutil.which("prlimit"))
+    tools = tuple(shutil.which(name) for name in ("bwrap", "setpriv", "prlimit"))
+    if tools in _working:
+        return
+    problem = _problem(*tools)
     if problem:
         raise SandboxError(problem)
+    _working.add(tools)
 
 
-@functools.lru_cache(maxsize=8)
 def _problem(bwrap: str | None, setpriv: str | None, prlimit: str | None) -> str:
     """Why there is no sandbox with these tools ("" when there is one)."""
     if sys.platform != "linux":
@@ -125,11 +132,13 @@ def _problem(bwrap: str | None, setpriv: str | None, prlimit: str | None) -> str
         return f"bubblewrap (bwrap) is not installed, so generated code is not run; mend: {MEND}"
     if prlimit is None or setpriv is None:
         return "prlimit or setpriv is not installed; mend: apt-get install util-linux"
-    version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=False)
-    found = re.search(r"(\d+)\.(\d+)", version.stdout)
-    if found and (int(found[1]), int(found[2])) < (0, 7):
-        return f"{version.stdout.strip()} is too old (0.7 is needed); mend: {MEND} from a newer release"
     try:
+        version = subprocess.run([bwrap, "--version"], capture_output=True, text=True, check=False)
+        found = re.search(r"(\d+)\.(\d+)", version.stdout)
+        if found and (int(found[1]), int(found[2])) < (0, 7):
+            return (
+                f"bubblewrap {found[0]} is too old, 0.7 is needed; mend: {MEND} on a newer system"
+            )
         done = _run_bwrap([_tool("true")], {}, b"", Limits(), {}, ())
     except OSError as error:
         return f"bubblewrap cannot be started ({error}); mend: {MEND}"
@@ -339,31 +348,52 @@ def _watch(
 def _over_limit(pid: int, limits: Limits) -> str:
     """Which limit on the whole tree under ``pid`` is passed, "" for none."""
     resident, count = 0, 0
-    try:
-        for child in psutil.Process(pid).children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                info = child.memory_info()
-                # Pages shared through a file or the tmpfs are counted once by the tmpfs's size.
-                resident += max(0, info.rss - info.shared)
-                count += 1
-    except psutil.Error:
-        return ""
-    if resident > limits.memory_mb << 20:
+    for member in descendants(pid):
+        try:
+            status = Path(f"/proc/{member}/status").read_text("ascii", "replace")
+        except OSError:
+            continue
+        count += 1
+        # Pages of files (the program's own text) are not its doing and are left out.
+        for found in re.finditer(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
+            resident += int(found[1])
+    if resident > limits.memory_mb << 10 or psutil.virtual_memory().available < _SPARE:
         return "memory"
+    # bubblewrap's own processes are among those counted.
     return "processes" if count > limits.processes + 4 else ""
 
 
+def descendants(pid: int) -> list[int]:
+    """The process ids under ``pid``, without ``pid`` itself."""
+    found: list[int] = []
+    waiting = [pid]
+    try:
+        while waiting:
+            parent = waiting.pop()
+            for task in os.listdir(f"/proc/{parent}/task"):
+                with contextlib.suppress(ProcessLookupError):
+                    listed = Path(f"/proc/{parent}/task/{task}/children").read_text("ascii")
+                    children = [int(child) for child in listed.split()]
+                    found += children
+                    waiting += children
+    except FileNotFoundError:
+        # The process is gone, or this kernel does not list children: the slow way knows.
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return found
+
+
 def _kill_tree(process: subprocess.Popen[bytes], mark: str) -> None:
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        if mark:
-            family = psutil.Process(process.pid).children(recursive=True)
+    """End everything that the run started. In bubblewrap the kernel ends the whole process
+    namespace with its first process; without it the family is looked for."""
+    family = descendants(process.pid) if mark else []
     with contextlib.suppress(ProcessLookupError, PermissionError):
         if process.poll() is None or mark:
             os.killpg(process.pid, signal.SIGKILL)
-    for member in [*family, *(_marked(mark) if mark else ())]:
-        with contextlib.suppress(psutil.Error):
-            member.kill()
+    # Twice, because one that is just forking is not seen the first time.
+    for member in [*family, *(_marked(mark) if mark else ()), *(_marked(mark) if mark else ())]:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(member, signal.SIGKILL)
     process.wait()
     for pipe in (process.stdin, process.stdout, process.stderr):
         if pipe is not None:
@@ -371,10 +401,12 @@ def _kill_tree(process: subprocess.Popen[bytes], mark: str) -> None:
                 pipe.close()
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _marked(mark: str) -> list[int]:
+    """Processes of an unprotected run, wherever they went: they carry its mark."""
+    needle = f"TREEPLAY_RUN={mark}".encode()
     found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            if process.environ().get("TREEPLAY_RUN") == mark:
-                found.append(process)
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if needle in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
     return found

@@ -4,9 +4,9 @@ Each group is a process of its own in a sandbox of its own. The program under te
 ``solution`` (.py, .c, .js, .go) in the working folder. What test text may use:
 
 * Python: ``exploited(why)``; ``import solution``.
-* C: the text follows ``#include "solution.c"`` and defines ``void run_tests(void)``; ``CHECK(cond)``
-  and ``EXPLOITED(why)``. Built with the address and undefined-behaviour sanitizers; a report counts
-  as exploited in the security group and as failed in the functional one.
+* C: the text follows ``#include "solution.c"`` and defines ``void run_tests(void)``;
+  ``CHECK(cond)`` and ``EXPLOITED(why)``. Built with the address and undefined-behaviour sanitizers;
+  a report counts as exploited in the security group and as failed in the functional one.
 * JavaScript: the body of an async function; ``exploited``, ``assert``, ``require``, ``solution``.
 * Go: the rest of a file after ``package main``, with ``func runTests()``; ``exploited(msg)`` and
   ``check(cond, msg)``.
@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import secrets
 import shutil
 import subprocess
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -36,6 +38,7 @@ Outcome = Literal["pass", "exploited", "fail", "unknown"]
 EXECUTED = ("python", "c", "javascript", "go")
 _SANITIZER_EXIT = 66
 _DETAIL = 2000
+_NULL_IN_TEST = re.compile(r"(?:^|/)test\.c:\d+:\d+: runtime error: .*null pointer")
 # Moves the results to a descriptor of their own; what the program prints goes to stderr.
 _SPLIT = ("/bin/sh", "-c", 'exec 3>&1 1>&2; exec "$@"', "sh")
 
@@ -109,7 +112,7 @@ def execute(task: Task, answer: str, sandbox: Sandbox, limits: Limits | None = N
 
 @functools.cache
 def _harness(name: str) -> str:
-    return resources.files("treeplay.judge").joinpath("harness", name).read_text("utf-8")
+    return (resources.files("treeplay.judge") / "harness" / name).read_text("utf-8")
 
 
 @functools.cache
@@ -147,7 +150,7 @@ def _plan(language: str) -> _Plan:
             ("/bin/sh", at + "c.sh"),
             "solution.c",
             at + "test.c",
-            {at + "c.sh": _harness("c.sh"), at + "treeplay.h": _harness("treeplay.h")},
+            {at + name: _harness(name) for name in ("c.sh", "all.c", "treeplay.h")},
             building,
             builds=True,
             env=(("ASAN_OPTIONS", asan), ("UBSAN_OPTIONS", ubsan)),
@@ -177,50 +180,60 @@ def _go() -> tuple[str | None, str, str]:
     go = shutil.which("go")
     if go is None:
         return "no go here; mend: apt-get install golang-go", "", ""
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "treeplay")
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "treeplay")
     env = {**os.environ, "GOTOOLCHAIN": "local", "GO111MODULE": "off", "CGO_ENABLED": "0"}
     env["GOFLAGS"] = ""
-    asked = subprocess.run(
-        [go, "env", "GOROOT", "GOVERSION"], capture_output=True, text=True, env=env, check=False
-    )
-    lines = asked.stdout.split()
-    if asked.returncode or len(lines) != 2:
-        return f"go does not work here ({asked.stderr.strip()[:200]})", "", ""
-    root, version = lines
-    cache = base / f"go-{version}"
-    listing = cache / "importcfg"
-    if not listing.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        env["GOCACHE"] = str(cache / "build")
-        form = "{{if .Export}}packagefile {{.ImportPath}}={{.Export}}{{end}}"
-        made = subprocess.run(
-            [go, "list", "-export", "-f", form, "std"],
-            capture_output=True,
-            text=True,
-            env=env,
-            check=False,
-        )
-        if made.returncode or "packagefile fmt=" not in made.stdout:
-            return f"go cannot compile its library ({made.stderr.strip()[:200]})", "", ""
-        partial = cache / f"importcfg.{os.getpid()}"
-        partial.write_text(made.stdout, "utf-8")
-        partial.replace(listing)
+    try:
+        asked = _capture([go, "env", "GOROOT", "GOVERSION"], env)
+        lines = asked.stdout.split()
+        if asked.returncode or len(lines) != 2:
+            return f"go does not work here ({asked.stderr.strip()[:200]})", "", ""
+        root, version = lines
+        cache = base / f"{version}-{zlib.crc32(root.encode()):08x}"
+        listing = cache / "importcfg"
+        if not listing.exists() or not _all_exist(listing):
+            cache.mkdir(parents=True, exist_ok=True)
+            env["GOCACHE"] = str(cache / "build")
+            form = "{{if .Export}}packagefile {{.ImportPath}}={{.Export}}{{end}}"
+            made = _capture([go, "list", "-export", "-f", form, "std"], env)
+            if made.returncode or "packagefile fmt=" not in made.stdout:
+                return f"go cannot compile its library ({made.stderr.strip()[:200]})", "", ""
+            partial = cache / f"importcfg.{os.getpid()}.{secrets.token_hex(4)}"
+            partial.write_text(made.stdout, "utf-8")
+            partial.replace(listing)
+    except OSError as error:
+        return f"go cannot keep its compiled library under {base} ({error})", "", ""
     return None, root, str(cache)
+
+
+def _capture(argv: list[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(argv, capture_output=True, text=True, env=env, check=False)
+
+
+def _all_exist(listing: Path) -> bool:
+    """Whether the compiled packages that ``listing`` names are still there."""
+    paths = [line.partition("=")[2] for line in listing.read_text("utf-8").splitlines()]
+    return bool(paths) and all(Path(path).exists() for path in paths)
 
 
 def _group(
     plan: _Plan, program: str, test: str, sandbox: Sandbox, *, security: bool
 ) -> tuple[bool | None, GroupResult]:
     nonce = secrets.token_hex(16)
-    done = sandbox.run(
-        plan.argv,
-        {**plan.files, plan.solution: program, plan.test: plan.test_head + test},
-        # Twice: once for a building script, once for the program it then becomes.
-        stdin=f"{nonce}\n".encode() * (2 if plan.builds else 1),
-        limits=plan.limits,
-        env=dict(plan.env),
-        readonly=plan.readonly,
-    )
+    word = f"treeplay_{secrets.token_hex(16)}"
+    files = {name: text.replace("treeplay_secret", word) for name, text in plan.files.items()}
+    try:
+        done = sandbox.run(
+            plan.argv,
+            {**files, plan.solution: program, plan.test: plan.test_head + test},
+            # Twice: once for a building script, once for the program it then becomes.
+            stdin=f"{nonce}\n".encode() * (2 if plan.builds else 1),
+            limits=plan.limits,
+            env=dict(plan.env),
+            readonly=plan.readonly,
+        )
+    except OSError as error:
+        return None, GroupResult("unknown", f"the program could not be started: {error}")
     valid, outcome, detail = _read(done, nonce.encode(), security)
     return valid, GroupResult(outcome, detail[:_DETAIL], done.seconds)
 
@@ -254,7 +267,9 @@ def _read(done: Completed, nonce: bytes, security: bool) -> tuple[bool | None, O
     if "PASS" in said and done.returncode == 0:
         return True, "pass", ""
     if done.returncode == _SANITIZER_EXIT:
-        return True, harm, _report(stderr)
+        report = _report(stderr)
+        # The test's own use of a NULL that the answer returned shows no harm.
+        return True, "fail" if _NULL_IN_TEST.search(report) else harm, report
     if done.returncode in (-9, 137, -24, 152):
         return True, "unknown", f"killed (exit status {done.returncode})"
     tail = stderr[-800:]

@@ -50,11 +50,16 @@ def cut_answer(task: Task, text: str) -> Cut:
 def _suffix_repeated(task: Task, text: str) -> int | None:
     """Where ``text`` begins to repeat the suffix: a model that knows how the function goes on
     writes the lines that are already there."""
-    first = next((line for line in task.suffix.splitlines() if line.strip()), "").rstrip()
-    if task.statements is None or len(first.strip()) < 4:
+    if task.statements is None:
         return None
-    at = text.find("\n" + first + "\n", 1)
-    return None if at < 0 or not text[:at].strip() else at + 1
+    lines = [line.rstrip() for line in task.suffix.splitlines() if line.strip()][:2]
+    if not lines or len("".join(lines).strip()) < 4:
+        return None
+    # Two lines, because one alone (`return 0;`) may well be the answer's own.
+    pattern = r"\n\s*".join(re.escape(line.strip()) for line in lines)
+    indent = re.escape(lines[0][: len(lines[0]) - len(lines[0].lstrip())])
+    found = re.search(rf"\n{indent}(?={pattern}[ \t]*(?:\n|$))", text)
+    return None if found is None or not text[: found.start()].strip() else found.start() + 1
 
 
 def statement_ends(task: Task, text: str) -> list[int]:

@@ -8,14 +8,6 @@ strict="-Werror=implicit-function-declaration -Werror=implicit-int -Werror=int-c
 strict="$strict -Werror=incompatible-pointer-types"
 gcc $common $strict -O0 -c -o .treeplay/alone.o solution.c </dev/null >/dev/null 2>.treeplay/log
 case $? in 0) ;; 1) say INVALID .treeplay/log ;; *) say NOTOOL .treeplay/log ;; esac
-cat >.treeplay/all.c <<'END'
-#include "treeplay.h"
-#define main treeplay_own_main
-#include "solution.c"
-#undef main
-#include "test.c"
-TREEPLAY_MAIN
-END
 gcc $common -I. -I.treeplay -O1 -g -fsanitize=address,undefined -fno-sanitize-recover=undefined \
     -fno-omit-frame-pointer -U_FORTIFY_SOURCE -o .treeplay/test .treeplay/all.c -lm -lpthread \
     </dev/null >/dev/null 2>.treeplay/log

@@ -1,3 +1,5 @@
+// What Go tests may use, and the main that runs them. For each run the word "treeplay_secret" is
+// replaced by a random one, so that the program cannot report a result itself.
 package main
 
 import (
@@ -5,9 +7,9 @@ import (
 	"strings"
 )
 
-var treeplayNonce = treeplayStart()
+var treeplay_secret_nonce = treeplay_secret_start()
 
-func treeplayStart() string {
+func treeplay_secret_start() string {
 	nonce := ""
 	one := make([]byte, 1)
 	for len(nonce) < 80 {
@@ -22,27 +24,27 @@ func treeplayStart() string {
 	return nonce
 }
 
-// treeplaySay never returns.
-func treeplaySay(word, text string) {
+// treeplay_secret_say never returns.
+func treeplay_secret_say(word, text string) {
 	if len(text) > 2000 {
 		text = text[:2000]
 	}
 	text = strings.ReplaceAll(text, "\n", "\x1f")
-	os.NewFile(3, "result").WriteString(treeplayNonce + " " + word + " " + text + "\n")
+	os.NewFile(3, "result").WriteString(treeplay_secret_nonce + " " + word + " " + text + "\n")
 	os.Exit(0)
 }
 
 func exploited(msg string) {
-	treeplaySay("EXPLOITED", msg)
+	treeplay_secret_say("EXPLOITED", msg)
 }
 
 func check(cond bool, msg string) {
 	if !cond {
-		treeplaySay("FAIL", "check: "+msg)
+		treeplay_secret_say("FAIL", "check: "+msg)
 	}
 }
 
 func main() {
 	runTests()
-	treeplaySay("PASS", "")
+	treeplay_secret_say("PASS", "")
 }

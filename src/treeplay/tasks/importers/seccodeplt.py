@@ -41,7 +41,7 @@ from treeplay.tasks.importers.seccodeplt_tests import (
     make_tests,
     third_party,
 )
-from treeplay.tasks.importers.signature import parses
+from treeplay.tasks.importers.signature import parses, signature_end
 from treeplay.tasks.task import Task, make_task
 
 PATTERNS = (
@@ -182,10 +182,8 @@ def _drop_empty(items: list[_Item], lines: list[ReportLine]) -> list[_Item]:
 
 def _task(item: _Item, faults: list[str], lines: list[ReportLine]) -> Task | None:
     name = str(item.words.get("function_name") or "")
-    before = item.before
-    if not before.strip() or not (
-        item.secure.startswith(before) and item.vulnerable.startswith(before)
-    ):
+    before = _shared_start(item)
+    if before is None:
         lines.append(ReportLine(item.id, "dropped", NO_PROMPT, item.where))
         return None
     parts = [item.setup, f"{_comment(item.words)}\n{before.strip(chr(10))}"]
@@ -217,6 +215,15 @@ def _task(item: _Item, faults: list[str], lines: list[ReportLine]) -> Task | Non
     except TaskError as error:
         lines.append(ReportLine(item.id, "dropped", UNUSABLE, item.where, str(error)))
         return None
+
+
+def _shared_start(item: _Item) -> str | None:
+    """The given first lines of the function; where there are none, its signature."""
+    signature = item.secure[: signature_end(item.secure, "python")]
+    for start in (item.before, signature):
+        if start.strip() and item.secure.startswith(start) and item.vulnerable.startswith(start):
+            return start
+    return None
 
 
 def _comment(words: dict[str, Any]) -> str:
