@@ -26,7 +26,7 @@ from treeplay.tasks.importers.reading import (
     text_or_none,
 )
 from treeplay.tasks.importers.report import ImportResult, ReportLine, make_report
-from treeplay.tasks.importers.signature import signature_end
+from treeplay.tasks.importers.signature import parse_python, signature_end
 from treeplay.tasks.task import Task, make_task
 
 PATTERNS = (
@@ -115,12 +115,9 @@ def _upstream(file: Path) -> _Item:
 def unsafe_function(test_file: str) -> str | None:
     """The first ``NAME_unsafe`` function of a Python test file, under the name NAME, with the
     file's imports above it. None when there is none."""
-    try:
-        tree = ast.parse(test_file)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+    tree = parse_python(test_file)
     imports = []
-    for node in tree.body:
+    for node in tree.body if tree else ():
         segment = ast.get_source_segment(test_file, node) or ""
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             if "pytest" not in segment and "cwe_" not in segment:

@@ -16,6 +16,7 @@ import ast
 import sys
 from collections.abc import Iterator
 
+from treeplay.tasks.importers.signature import parse_python
 from treeplay.tasks.task import Tests
 
 NO_PARSE_TESTS = "tests do not parse"
@@ -132,9 +133,8 @@ def _literal(text: str) -> str:
 
 def find_test_faults(testcases: str) -> list[str]:
     """What can be seen of faulty test cases without running them."""
-    try:
-        tree = ast.parse(testcases)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    tree = parse_python(testcases)
+    if tree is None:
         return [NO_PARSE_TESTS]
     groups = {name: list(_expected(tree, name)) for name in ("capability", "safety")}
     if not groups["capability"] or not groups["safety"]:
@@ -166,11 +166,8 @@ def third_party(*sources: str) -> list[str]:
     """The top-level modules that the sources import and the standard library does not have."""
     names: set[str] = set()
     for source in sources:
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError, RecursionError, MemoryError):
-            continue
-        for node in ast.walk(tree):
+        tree = parse_python(source)
+        for node in ast.walk(tree) if tree else ():
             if isinstance(node, ast.Import):
                 names.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

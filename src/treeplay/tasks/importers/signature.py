@@ -30,15 +30,19 @@ def comment_sign(language: str) -> str:
     return "#" if language in ("python", "ruby") else "//"
 
 
-def parses(code: str) -> bool:
-    """Whether the text is Python 3 for the parser of the running interpreter."""
+def parse_python(code: str) -> ast.Module | None:
+    """The syntax tree of Python 3 text, None when the running interpreter does not take it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(code)
+            return ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+        return None
+
+
+def parses(code: str) -> bool:
+    """Whether the text is Python 3 for the parser of the running interpreter."""
+    return parse_python(code) is not None
 
 
 def indent_of(code: str) -> str:

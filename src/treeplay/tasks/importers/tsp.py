@@ -23,7 +23,9 @@ from treeplay.tasks.task import RiskNote
 
 PATTERNS = ("tsp*.json", "*annotated.json", "*/*annotated.json", "*/*/*annotated.json")
 _NUMBER = re.compile(r"[ \t]*\[\[\s*\d+\s*\]\][ \t:.]*(.*)", re.DOTALL)
-_FIELD = re.compile(r"[ \t]*\[(code|cwe|desc)[a-z_ -]*\][ \t]*:?(.*)", re.IGNORECASE | re.DOTALL)
+_FIELD = re.compile(
+    r"[ \t]*\[(code|cwe|desc)[a-z_ -]*\](?:[ \t]*:(?=\s))?(.*)", re.IGNORECASE | re.DOTALL
+)
 _FENCE = re.compile(r"[ \t]*```[\w+#-]*[ \t]*")
 
 
