@@ -221,7 +221,12 @@ def _bwrap_argv(uid: int, limits: Limits, readonly: Sequence[str]) -> list[str]:
     argv += ["--perms", "0755", "--dir", "/etc"]
     for path in _ETC:
         argv += ["--ro-bind-try", path, path]
-    made: set[str] = set()
+    argv += ["--proc", "/proc", "--dev", "/dev"]
+    size = str((limits.file_mb * 4) << 20)
+    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
+    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
+    # Behind the tmpfs, which would hide a folder that lies under /tmp.
+    made: set[str] = {"/tmp", "/dev"}
     for path in readonly:
         # Folders on the way would be made 0700 and shut the unprivileged user out.
         for parent in reversed(Path(path).parents[:-1]):
@@ -229,10 +234,6 @@ def _bwrap_argv(uid: int, limits: Limits, readonly: Sequence[str]) -> list[str]:
                 made.add(str(parent))
                 argv += ["--perms", "0755", "--dir", str(parent)]
         argv += ["--ro-bind", path, path]
-    argv += ["--proc", "/proc", "--dev", "/dev"]
-    size = str((limits.file_mb * 4) << 20)
-    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
-    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
     return [*argv, "--perms", "0777", "--dir", _WORK]
 
 
