@@ -1,10 +1,12 @@
 """Runs one test group against solution.py. Started with: python -I -S -B python.py <test file>."""
 
+from __future__ import annotations
+
 import os
 import sys
 
 
-def main():
+def main() -> None:
     nonce = b""
     while not nonce.endswith(b"\n"):
         byte = os.read(0, 1)
@@ -18,19 +20,19 @@ def main():
 
     # One write each, straight to the descriptor: they hold in threads, in forked children and
     # before a sudden end, and no buffer can lose them.
-    def say(word, text=""):
-        text = str(text).encode("utf-8", "replace")[:2000].replace(b"\n", b"\x1f")
-        write(3, nonce + b" " + word + b" " + text + b"\n")
+    def say(word: bytes, text: object = "") -> None:
+        data = str(text).encode("utf-8", "replace")[:2000].replace(b"\n", b"\x1f")
+        write(3, nonce + b" " + word + b" " + data + b"\n")
 
     write, leave = os.write, os._exit
     say(b"START")
 
-    def exploited(why="exploited"):
+    def exploited(why: object = "exploited") -> None:
         """Never returns and cannot be caught, in whatever thread or child it is called."""
         say(b"EXPLOITED", why)
         leave(0)
 
-    def load(path):
+    def load(path: str) -> str:
         with open(path, encoding="utf-8", errors="surrogatepass", newline="") as file:
             return file.read()
 
@@ -48,13 +50,13 @@ def main():
     # These two come from the site module, which is left out because it costs time.
     import builtins
 
-    builtins.exit = builtins.quit = sys.exit
+    builtins.__dict__.update(exit=sys.exit, quit=sys.exit)
     module = type(sys)("treeplay_test")
-    module.exploited = exploited
+    module.__dict__["exploited"] = exploited
     sys.modules["treeplay_test"] = module
     word, text = b"PASS", ""
     try:
-        exec(compile(load(test), "test.py", "exec"), module.__dict__)
+        exec(compile(load(test), "test.py", "exec", dont_inherit=True), module.__dict__)
     except MemoryError:
         word, text = b"MEMORY", "MemoryError"
     except BaseException as error:
@@ -63,7 +65,7 @@ def main():
     leave(0)
 
 
-def describe(error):
+def describe(error: BaseException) -> str:
     """The error in a line, and the last place in the test and in the program."""
     try:
         text = f"{type(error).__name__}: {error}"
