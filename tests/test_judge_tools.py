@@ -1,0 +1,160 @@
+"""Validity checks and Bandit: what they say, and that their failures are never silence."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from treeplay.judge import bandit_tool
+from treeplay.judge.bandit_tool import bandit_covers, run_bandit
+from treeplay.judge.execute import toolchain
+from treeplay.judge.validity import check_valid, check_valid_many
+from treeplay.sandbox import Completed, Sandbox
+
+SANDBOX = Sandbox()
+
+
+def needs(language: str) -> None:
+    missing = toolchain(language)
+    if missing:
+        pytest.skip(missing)
+
+
+class Fake(Sandbox):
+    """A sandbox whose checker says what it is told to."""
+
+    said = Completed(0, b"", b"", False, 0.0)
+
+    def run(self, argv: Sequence[str], files: Any = None, **_: Any) -> Completed:
+        assert isinstance(files, Mapping)
+        return type(self).said
+
+
+def fake(stdout: bytes, *, timed_out: bool = False) -> Sandbox:
+    class Said(Fake):
+        said = Completed(
+            137 if timed_out else 0, stdout, b"", timed_out, 0.0, "time" if timed_out else ""
+        )
+
+    return Said()
+
+
+@pytest.mark.parametrize(
+    ("program", "valid"),
+    [
+        ("x = 1\n", True),
+        ("x = '\\d'\n", True),  # only a warning
+        ("def f(:\n", False),
+        ("return 1\n", False),
+        ("x = '\0'\n", False),
+        ("x = '\ud800'\n", False),
+        ("(" * 5000, False),
+        ("1" * 6000, False),
+        ("-" * 200_000 + "1", None),
+        ("a" + ".b" * 100_000, None),
+    ],
+)
+def test_python(program: str, valid: bool | None) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = check_valid("python", program, SANDBOX)
+    assert seen.valid is valid
+    assert bool(seen.detail) is (valid is not True)
+
+
+def test_c_batch_keeps_order() -> None:
+    needs("c")
+    programs = ["int f(void) { return 1; }", "int f(void) {", "int g;", "int f(void){return q;}"]
+    seen = check_valid_many("c", programs, SANDBOX)
+    assert [one.valid for one in seen] == [True, False, True, False]
+    assert "undeclared" in seen[3].detail
+
+
+def test_c_more_than_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("c")
+    monkeypatch.setattr("treeplay.judge.validity.BATCH", 2)
+    seen = check_valid_many("c", ["int a;", "int", "int b;", "int", "int c;"], SANDBOX)
+    assert [one.valid for one in seen] == [True, False, True, False, True]
+
+
+def test_javascript() -> None:
+    needs("javascript")
+    programs = ["let a = 1", "let a = ", "import x from 'y'; export const a = 1"]
+    seen = check_valid_many("javascript", programs, SANDBOX)
+    assert [one.valid for one in seen] == [True, False, True]
+
+
+def test_go() -> None:
+    needs("go")
+    programs = ["package main\n\nfunc f() int { return 1 }\n", "package main\nfunc f( {\n"]
+    assert [one.valid for one in check_valid_many("go", programs, SANDBOX)] == [True, False]
+
+
+def test_unknown_is_not_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_valid("java", "class A {}", SANDBOX).valid is None
+    monkeypatch.setattr("treeplay.judge.validity.shutil.which", lambda _tool: None)
+    seen = check_valid("c", "int a;", SANDBOX)
+    assert (seen.valid, seen.detail) == (None, "gcc is not installed")
+
+
+@pytest.mark.parametrize(
+    ("stdout", "timed_out", "expected"),
+    [
+        (b"@@validity p0.c 0\n\n@@validity p1.c 1\np1.c:1: error: no\n", False, [True, False]),
+        (b"@@validity p0.c 0\n\n", True, [True, None]),  # the time ran out on the second
+        (b"@@validity p0.c 137\n\n@@validity p1.c 0\n", False, [None, True]),
+        (b"@@validity p0.c 127\nsh: gcc: not found\n@@validity p1.c 0\n", False, [None, True]),
+        (b"@@validity p0.c 1\ngcc: internal compiler error\n", False, [None, None]),
+        (b"", False, [None, None]),
+    ],
+)
+def test_checker_faults(stdout: bytes, timed_out: bool, expected: list[bool | None]) -> None:
+    needs("c")
+    seen = check_valid_many("c", ["int a;", "int b;"], fake(stdout, timed_out=timed_out))
+    assert [one.valid for one in seen] == expected
+
+
+def test_bandit_findings() -> None:
+    program = "import hashlib\n\n\ndef f(x):\n    eval(x)  # nosec\n    return hashlib.md5(x)\n"
+    result = run_bandit(program)
+    assert not result.failed
+    assert [(one.rule, one.cwe, one.line_start) for one in result.findings] == [
+        ("B307", "CWE-95", 5),
+        ("B324", "CWE-327", 6),
+    ]
+
+
+def test_bandit_leaves_out_mere_remarks() -> None:
+    program = "import subprocess\n\nsubprocess.run(['ls', d])\nsubprocess.run('ls', shell=True)\n"
+    assert run_bandit(program).findings == ()
+
+
+def test_bandit_reports_its_own_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "SyntaxError" in run_bandit("def (").failed
+    assert "UnicodeEncodeError" in run_bandit("x = '\ud800'").failed
+
+    def broken(_context: Any, _config: Any = None) -> None:
+        raise KeyError("oops")
+
+    broken._test_id = "B999"  # type: ignore[attr-defined]
+    tests = bandit_tool._parts()[2]
+    monkeypatch.setattr(tests, "get_tests", lambda _kind: [broken])
+    result = run_bandit("x = f(1)\n")
+    assert "test broken crashed" in result.failed
+
+
+def test_bandit_leaves_the_process_as_it_was() -> None:
+    before = warnings.formatwarning, logging.getLogger("bandit").level
+    run_bandit("x = 1\n")
+    assert (warnings.formatwarning, logging.getLogger("bandit").level) == before
+
+
+def test_bandit_covers_what_it_finds() -> None:
+    for number in (22, 78, 79, 89, 94, 295, 327, 330, 338, 377, 502, 611, 732):
+        assert bandit_covers(f"CWE-{number}"), number
+    for number in (117, 476, 601, 918, 1333):
+        assert not bandit_covers(f"CWE-{number}"), number
