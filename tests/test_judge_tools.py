@@ -50,6 +50,8 @@ def fake(stdout: bytes, *, timed_out: bool = False) -> Sandbox:
         ("x = '\\d'\n", True),  # only a warning
         ("def f(:\n", False),
         ("return 1\n", False),
+        ("\n    def method(self):\n        return 1\n", True),  # without its class
+        ("    def method(self):\n      return 1\n  x\n", False),
         ("x = '\0'\n", False),
         ("x = '\ud800'\n", False),
         ("(" * 5000, False),
@@ -126,6 +128,11 @@ def test_bandit_findings() -> None:
         ("B307", "CWE-95", 5),
         ("B324", "CWE-327", 6),
     ]
+
+
+def test_bandit_reads_a_method_without_its_class() -> None:
+    result = run_bandit("    def f(self, x):\n        return eval(x)\n")
+    assert [(one.rule, one.line_start, one.line_end) for one in result.findings] == [("B307", 2, 2)]
 
 
 def test_bandit_leaves_out_mere_remarks() -> None:

@@ -17,6 +17,7 @@ from functools import cache
 from typing import Any
 
 from treeplay.judge.cwe import matches_any
+from treeplay.judge.validity import python_alone
 from treeplay.judge.verdict import Finding
 
 TOOL = "bandit"
@@ -51,12 +52,13 @@ class ToolResult:
 def run_bandit(program: str) -> ToolResult:
     """Bandit's findings in a Python program, in line order; a crash is ``failed``."""
     try:
-        issues = _issues(program)
+        text, shift = python_alone(program)
+        issues = _issues(text)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may call sys.exit
         return ToolResult(failed=f"bandit: {type(error).__name__}: {str(error)[:200]}")
-    findings = {_finding(issue): None for issue in issues if _counts(issue)}
+    findings = {_finding(issue, shift): None for issue in issues if _counts(issue)}
     return ToolResult(tuple(sorted(findings, key=lambda one: (one.line_start, one.rule))))
 
 
@@ -121,9 +123,9 @@ def _counts(issue: Any) -> bool:
     return not (issue.test_id in LOW_IS_FIXED and issue.severity == "LOW")
 
 
-def _finding(issue: Any) -> Finding:
+def _finding(issue: Any, shift: int) -> Finding:
     number = CWE_OF_TEST.get(issue.test_id, issue.cwe.id)
-    lines = [line for line in issue.linerange if line > 0] or [max(1, issue.lineno)]
+    lines = [line - shift for line in issue.linerange if line > shift] or [1]
     return Finding(
         cwe=f"CWE-{number}" if number else None,
         line_start=min(lines),

@@ -75,14 +75,23 @@ def check_valid_many(language: str, programs: Sequence[str], sandbox: Sandbox) -
     return results
 
 
+def python_alone(program: str) -> tuple[str, int]:
+    """``program``, and how many lines were put before it: an indented piece, such as a method
+    without its class, gets a line on which it can hang."""
+    body = program.lstrip()
+    first = program[: len(program) - len(body)].rpartition("\n")[2]
+    return (f"if 1:\n{program}", 1) if first else (program, 0)
+
+
 def _check_python(program: str) -> Validity:
+    text, shift = python_alone(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             # the whole compiler, not only the parser: it also refuses `return` outside a function
-            compile(ast.parse(program), "<answer>", "exec", dont_inherit=True)
+            compile(ast.parse(text), "<answer>", "exec", dont_inherit=True)
     except (SyntaxError, UnicodeError) as error:
-        line = getattr(error, "lineno", None)
+        line = (getattr(error, "lineno", None) or shift) - shift
         message = getattr(error, "msg", None) or str(error)
         return Validity(False, f"line {line}: {message}" if line else message)
     except ValueError as error:  # null bytes (up to 3.11), numbers with too many digits
