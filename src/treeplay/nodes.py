@@ -15,6 +15,7 @@ from treeplay.judge.cwe import cwe_matches
 from treeplay.judge.rules import find_sinks
 from treeplay.policy.model import TokenPath
 from treeplay.tasks.answer import statement_ends
+from treeplay.tasks.decision import parting
 from treeplay.tasks.notes import place_notes
 from treeplay.tasks.task import Task
 from treeplay.tree import Node, Source
@@ -84,14 +85,6 @@ def _risks(task: Task, source: NodeSource) -> Iterator[tuple[int, str | None]]:
             inside = begin <= sink.char_start < begin + len(golden)
             if inside and any(cwe_matches(found, want) for found in sink.cwe for want in task.cwe):
                 yield sink.char_start - begin, first_cwe
-
-
-def parting(golden: str, vulnerable: str) -> int:
-    """The character offset where two answers part."""
-    for offset, (a, b) in enumerate(zip(golden, vulnerable, strict=False)):
-        if a != b:
-            return offset
-    return min(len(golden), len(vulnerable))
 
 
 def _places(task: Task, char: int, place: str) -> list[int]:

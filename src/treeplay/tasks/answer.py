@@ -221,26 +221,22 @@ def _enclosing_def_indent(prompt: str) -> int:
 
 def _end_braces(task: Task, text: str) -> int | None:
     if task.statements is not None:
-        return _nth_end(
-            _brace_statements(task.prompt, text, task.language), task.statements, text
+        return _nth_end(_brace_statements(task.prompt, text, task.language), task.statements, text)
+    depth, target = 0, 0
+    if task.golden is not None and task.suffix:
+        # The suffix closes what the golden answer leaves open.
+        target = sum(
+            (char in OPENERS) - (char in CLOSERS)
+            for _, char in _code_chars(task.prompt + task.golden, task.language)
         )
-    depth = 0
-    for _, char in _code_chars(task.prompt, task.language):
+    offset = len(task.prompt)
+    for place, char in _code_chars(task.prompt + text, task.language):
+        at = place - offset
+        before = depth
         depth += (char in OPENERS) - (char in CLOSERS)
-    target = 0
-    if task.golden is not None and not task.suffix:
-        target = min(depth - 1, 0)
-    elif task.golden is not None:
-        target = depth
-        for _, char in _code_chars(task.golden, task.language):
-            target += (char in OPENERS) - (char in CLOSERS)
-    if target >= depth:
-        return None
-    for at, char in _code_chars(text, task.language):
-        depth += (char in OPENERS) - (char in CLOSERS)
-        if depth <= target:
+        if at >= 0 and depth <= target < before:
             end = at + 1
-            while end < len(text) and text[end] in ";":
+            while end < len(text) and text[end] == ";":
                 end += 1
             return end + (text[end : end + 1] == "\n")
     return None
@@ -301,17 +297,37 @@ def _string_end(text: str, start: int, *, raw: bool) -> int:
 
 
 def _brace_statements(prompt: str, text: str, language: str) -> Iterator[tuple[int, bool]]:
+    """(end, certain) of each statement of ``text``; see :func:`_nth_end`.
+
+    ``depth`` counts brackets opened since the statement began, which may lie in the prompt.
+    """
+    whole, offset = prompt + text, len(prompt)
+    opened: list[str] = []
     depth, begun, conditional, header = 0, False, False, False
-    before = ""
-    for at, char in _code_chars(text, language):
+    before, inside = "", False
+    for place, char in _code_chars(whole, language):
+        at = place - offset
+        if at < 0:
+            if char in OPENERS:
+                opened.append(char)
+            elif char in CLOSERS and opened:
+                opened.pop()
+            if not begun and not char.isspace():
+                begun, conditional, header = True, *_kind(whole[place:], language)
+            if char in ";{}" or (char == "\n" and language == "go"):
+                begun = False
+            before = before if char.isspace() else char
+            continue
+        if not inside:
+            inside = True
+            while opened and opened[-1] != "{":
+                depth += 1
+                opened.pop()
         if not begun and not char.isspace():
-            begun = True
-            conditional = re.match(r"(?:if|do|try)\b", text[at:]) is not None
-            # Go writes `for i := 0; i < n; i++ {` without brackets around its semicolons.
-            header = language == "go" and bool(re.match(r"(?:for|if|switch)\b", text[at:]))
+            begun, conditional, header = True, *_kind(whole[place:], language)
         depth += (char in OPENERS) - (char in CLOSERS)
         if depth < 0:
-            if begun and before.strip():
+            if begun and before.strip() and char != "}":
                 yield at, True
             yield -1 - at, True
             return
@@ -325,9 +341,8 @@ def _brace_statements(prompt: str, text: str, language: str) -> Iterator[tuple[i
             ends = ends and char == ";"
         if ends:
             after = text[at + 1 :]
+            before = char
             if conditional and BRACE_CLAUSE.match(after.lstrip()):
-                conditional = True
-                before = char
                 continue
             end = at + 1 + (char != "\n" and after[:1] == "\n")
             yield end, not conditional or bool(after.strip())
@@ -336,6 +351,14 @@ def _brace_statements(prompt: str, text: str, language: str) -> Iterator[tuple[i
         if not char.isspace():
             before = char
     # What is left is an unfinished statement; the caller adds it where it counts.
+
+
+def _kind(statement: str, language: str) -> tuple[bool, bool]:
+    """Whether another clause may follow the statement's block, and whether it has a header with
+    semicolons of its own: Go writes ``for i := 0; i < n; i++ {`` without brackets around them."""
+    conditional = re.match(r"(?:if|do|try)\b", statement) is not None
+    header = language == "go" and re.match(r"(?:for|if|switch)\b", statement) is not None
+    return conditional, header
 
 
 def _closes_block(text: str, at: int, language: str) -> bool:

@@ -1,0 +1,291 @@
+"""The command line. Each command is a few lines: read the configuration, call the library, print.
+
+Exit status: 0 done, 1 a check failed, 2 bad input (one sentence on stderr), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from treeplay.errors import TreeplayError
+
+app = typer.Typer(
+    help="Teach a code model to stop writing vulnerabilities, by tree-like self-play.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tasks_app = typer.Typer(help="The starter pack, and tasks of your own.", no_args_is_help=True)
+app.add_typer(tasks_app, name="tasks")
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+F = TypeVar("F", bound=Callable[..., Any])
+Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings over the recipe's, as key=value.")
+]
+Resume = Annotated[bool, typer.Option(help="Go on with the run in the run folder.")]
+Round = Annotated[int, typer.Option("--round", help="Which round.", min=1)]
+
+
+def told(command: F) -> F:
+    """Turn errors that a person can mend into one sentence and an exit status."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except TreeplayError as error:
+            err.print(f"error: {error}", markup=False)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            err.print("interrupted; what was made is kept: add --resume to go on", markup=False)
+            raise typer.Exit(130) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            err.print(
+                f"error: the disk is full ({error.filename or error}); free some space, then add "
+                "--resume to go on",
+                markup=False,
+            )
+            raise typer.Exit(2) from error
+
+    return wrapped  # type: ignore[return-value]
+
+
+@app.command()
+@told
+def play(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Print the resolved configuration and an estimate, and stop.")
+    ] = False,
+) -> None:
+    """Play all rounds: grow, judge, contrast, train, evaluate, report."""
+    if dry_run:
+        _dry_run(recipe, overrides)
+        return
+    game = _game(recipe, overrides, resume)
+    game.play()
+    _report(game.run.folder)
+
+
+@app.command()
+@told
+def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
+    """Grow and judge the trees of one round."""
+    game = _game(recipe, overrides, resume=True)
+    trees = game.grow(round)
+    count = sum(len(tree.branches) for tree in trees)
+    out.print(f"{len(trees)} trees, {count} branches: {game.run.folder}/round-{round}/judged.jsonl")
+
+
+@app.command()
+@told
+def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
+    """Train the player of one round (growing its trees first where they are missing)."""
+    game = _game(recipe, overrides, resume=True)
+    out.print(f"adapter: {game.train(round)}")
+
+
+@app.command("eval")
+@told
+def evaluate(
+    recipe: Annotated[str | None, typer.Argument(help="A recipe, to evaluate its run.")] = None,
+    overrides: Overrides = None,
+    round: Annotated[int, typer.Option("--round", help="0 is the base model.", min=0)] = 0,
+    model: Annotated[str | None, typer.Option(help="Hub id, folder or GGUF file.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter on the model.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="JSONL file, or 'starter'.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Samples a task.", min=1)] = None,
+    folder: Annotated[str | None, typer.Option("--out", help="Where to write.")] = None,
+    form: Annotated[str | None, typer.Option(help="full, statement or token.")] = None,
+    name: Annotated[str, typer.Option(help="What to call the player in the report.")] = "player",
+    resume: Resume = False,
+) -> None:
+    """Evaluate a player of a run (RECIPE --round N), or any model (--model M --tasks FILE)."""
+    if (recipe is None) == (model is None):
+        raise TreeplayError("eval takes a recipe, or --model with --tasks; give one of the two")
+    if recipe is not None:
+        game = _game(recipe, overrides, resume=True)
+        game.evaluate(round)
+        _report(game.run.folder)
+        return
+    if tasks is None or folder is None:
+        raise TreeplayError("eval --model also needs --tasks FILE.jsonl and --out FOLDER")
+    settings: dict[str, Any] = {
+        "model.name": model,
+        "model.adapter": adapter,
+        "eval.samples": samples,
+        "tasks.form": form,
+        "out": folder,
+    }
+    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
+    given += [f"tasks.eval=[{tasks!r}]", *(overrides or [])]
+    game = _game(None, given, resume, name=name, training=False)
+    game.evaluate(0)
+    _report(game.run.folder)
+
+
+@app.command()
+@told
+def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> None:
+    """Make report.json and report.html of a run folder again, and print the table."""
+    _report(folder)
+
+
+@app.command()
+@told
+def doctor() -> None:
+    """Say what this machine has of what treeplay can use, and how to get the rest."""
+    from treeplay.doctor import examine
+
+    checks = examine()
+    for check in checks:
+        mark = "ok" if check.ok else ("MISSING" if check.needed else "no")
+        out.print(f"{check.name:<16} {mark:<8} {check.detail}", markup=False)
+    if any(check.needed and not check.ok for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+@told
+def recipes() -> None:
+    """List the recipes that come with treeplay."""
+    from treeplay.config import recipe_names
+
+    for name in recipe_names():
+        out.print(name)
+
+
+@tasks_app.command("list")
+@told
+def tasks_list(
+    source: Annotated[str, typer.Argument(help="'starter' or a JSONL file.")] = "starter",
+) -> None:
+    """List tasks: id, split, CWE, tests."""
+    from treeplay.tasks.select import load_tasks
+
+    table = Table(box=None)
+    for column in ("id", "language", "split", "CWE", "tests", "statements"):
+        table.add_column(column)
+    for task in load_tasks(source):
+        table.add_row(
+            task.id,
+            task.language,
+            task.split,
+            ", ".join(task.cwe),
+            "yes" if task.tests else "no",
+            str(task.statements or "-"),
+        )
+    out.print(table)
+
+
+@tasks_app.command("validate")
+@told
+def tasks_validate(
+    source: Annotated[str, typer.Argument(help="'starter' or a JSONL file.")] = "starter",
+    strict: Annotated[bool, typer.Option(help="Fail where a toolchain is missing.")] = False,
+    workers: Annotated[int, typer.Option(help="Tasks run at the same time.", min=1)] = 2,
+) -> None:
+    """Prove every task by running it: golden passes, vulnerable is exploited, doing nothing
+    passes neither, and no evaluation task is close to a training task."""
+    from treeplay.sandbox import Sandbox, check_sandbox
+    from treeplay.tasks.select import load_tasks
+    from treeplay.tasks.validate import validate
+
+    check_sandbox()
+    found = validate(
+        load_tasks(source),
+        Sandbox(),
+        workers=workers,
+        done=lambda check: out.print(check.line(), markup=False),
+    )
+    out.print(found.summary(), markup=False)
+    if not found.ok(strict=strict):
+        raise typer.Exit(1)
+
+
+@tasks_app.command("import")
+@told
+def tasks_import(
+    kind: Annotated[str, typer.Argument(help="tsp, safecoder, sven, seccodeplt, ...")],
+    path: Annotated[Path, typer.Argument(help="The data set's file or folder.")],
+    target: Annotated[Path, typer.Option("--out", "-o", help="JSONL file to write.")],
+    languages: Annotated[str, typer.Option(help="Keep these only, comma separated.")] = "",
+    details: Annotated[bool, typer.Option(help="List every item with a fault.")] = False,
+) -> None:
+    """Import a public data set; its known faults are counted and reported."""
+    from treeplay.tasks.importers import import_tasks
+    from treeplay.tasks.jsonl import write_tasks
+
+    result = import_tasks(kind, path)
+    wanted = {name.strip() for name in languages.split(",") if name.strip()}
+    kept = [task for task in result.tasks if not wanted or task.language in wanted]
+    write_tasks(target, kept)
+    out.print(str(result.report) if details else result.report.summary(), markup=False)
+    out.print(f"{len(kept)} tasks: {target}", markup=False)
+
+
+def _game(
+    recipe: str | None,
+    overrides: list[str] | None,
+    resume: bool,
+    *,
+    name: str = "base",
+    training: bool = True,
+) -> Any:
+    from treeplay.config import load_config
+    from treeplay.play import Game
+    from treeplay.progress import Reporter
+    from treeplay.run import open_run
+
+    config = load_config(recipe, overrides or [])
+    return Game(open_run(config, resume=resume), Reporter(err), name=name, training=training)
+
+
+def _dry_run(recipe: str, overrides: list[str] | None) -> None:
+    import tempfile
+    from dataclasses import replace
+
+    from treeplay.config import load_config, to_yaml
+    from treeplay.estimate import estimate
+    from treeplay.play import Game
+    from treeplay.progress import Reporter
+    from treeplay.run import open_run
+
+    config = load_config(recipe, overrides or [])
+    out.print(to_yaml(config), markup=False)
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_run(replace(config, out=folder + "/run"), resume=False)
+        for line in estimate(Game(run, Reporter(err))).lines():
+            out.print(line, markup=False)
+
+
+def _report(folder: Path) -> None:
+    from treeplay.report import build_report, print_table
+
+    print_table(build_report(folder), out)
+    out.print(f"report: {folder / 'report.html'}", markup=False)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

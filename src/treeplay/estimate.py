@@ -1,0 +1,95 @@
+"""What a run will cost, before it starts: tokens, seconds, memory.
+
+Trees are planted for real (so node counts are exact) and the model's speed is measured here and
+now; what cannot be known, how early answers end, is taken at its upper bound.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from treeplay.play import UNJUDGED, WITHOUT_BRANCHES, Game
+from treeplay.policy.sample import Request, Row, SampleConfig, sample
+
+JUDGED_PER_SECOND = 8.0  # programs, two workers, between C (4) and Python (19)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Upper bounds. ``train_tokens`` are unique (packed) tokens through forward and backward."""
+
+    train_tasks: int
+    eval_tasks: int
+    nodes: int
+    grow_tokens: int
+    judged: int
+    train_tokens: int
+    eval_tokens: int
+    tokens_per_second: float
+    seconds: float
+    memory_mb: float
+
+    def lines(self) -> list[str]:
+        return [
+            f"training tasks     {self.train_tasks}, evaluation tasks {self.eval_tasks}",
+            f"risk nodes         {self.nodes} a round",
+            f"tokens to grow     at most {self.grow_tokens:,}",
+            f"tokens to train    at most {self.train_tokens:,} (forward and backward)",
+            f"tokens to evaluate at most {self.eval_tokens:,}",
+            f"programs to judge  at most {self.judged:,}",
+            f"sampling speed     {self.tokens_per_second:,.0f} tokens/s (measured now)",
+            f"time               at most about {self.seconds / 60:.0f} minutes",
+            f"memory             about {self.memory_mb / 1000:.1f} GB",
+        ]
+
+
+def estimate(game: Game) -> Estimate:
+    """Plant the trees of ``game``, time a short batch of sampling, and add everything up."""
+    config = game.config
+    trees = game._plant(game.policy)
+    nodes = sum(len(tree.nodes) for tree in trees)
+    suite_tasks = sum(len(suite.tasks) for suite in game.suites)
+    with_branches = config.method not in WITHOUT_BRANCHES
+    branches = nodes * config.grow.branches * config.grow.depth if with_branches else 0
+    grow_tokens = branches * config.grow.max_tokens * config.rounds
+    paths = sum(len(tree.prompt_ids) + len(tree.golden_ids) for tree in trees)
+    once = paths + branches * config.grow.max_tokens
+    train_tokens = once * config.train.epochs * config.rounds
+    samples = suite_tasks * config.eval.samples * (config.rounds + 1)
+    eval_tokens = samples * config.eval.max_tokens
+    judged = samples + (0 if config.method in UNJUDGED else branches * config.rounds)
+
+    speed = _speed(game)
+    size = sum(p.numel() * p.element_size() for p in game.policy.model.parameters()) / 1e6
+    width = getattr(game.policy.model.config, "hidden_size", 1024)
+    layers = getattr(game.policy.model.config, "num_hidden_layers", 24)
+    # Activations kept for the backward pass: about 34 values a token, layer and hidden unit.
+    activations = 34 * 4 * min(config.train.max_tokens, 1024) * layers * width / 1e6
+    seconds = (
+        (grow_tokens + eval_tokens) / speed
+        + train_tokens * 3 / (4 * speed)  # backward doubles the work, packing saves dispatch
+        + judged / JUDGED_PER_SECOND
+    )
+    return Estimate(
+        len(trees),
+        suite_tasks,
+        nodes,
+        grow_tokens,
+        judged,
+        train_tokens,
+        eval_tokens,
+        speed,
+        seconds,
+        size + activations + 700,
+    )
+
+
+def _speed(game: Game) -> float:
+    """Tokens a second of a full batch of rows over a short trunk."""
+    trunk = tuple(game.policy.tokenizer("def f(x):\n    return x\n" * 8)["input_ids"])
+    rows = tuple(Row(len(trunk), seed) for seed in range(8))
+    batch = [Request(trunk, rows)] * max(1, game.config.eval.rows_at_once // 8)
+    start = time.monotonic()
+    sample(game.policy.model, batch, SampleConfig(max_tokens=4), frozenset())
+    return 4 * 8 * len(batch) / (time.monotonic() - start)

@@ -1,0 +1,71 @@
+"""Evaluate a player: sample answers to held-out tasks, judge them, keep every one.
+
+The numbers are made from the kept samples later (:mod:`treeplay.metrics`), so that any metric can
+be recomputed without the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from treeplay.policy.model import Policy, decode, encode_path
+from treeplay.policy.sample import Ended, Request, Row, SampleConfig, sample, seed_of
+from treeplay.tasks.answer import cut_answer
+from treeplay.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """``samples`` a task, drawn at ``temperature`` and ``top_p``."""
+
+    samples: int = 10
+    temperature: float = 0.8
+    top_p: float = 0.95
+    max_tokens: int = 128
+    rows_at_once: int = 64
+
+    @property
+    def sampling(self) -> SampleConfig:
+        return SampleConfig(self.temperature, self.top_p, self.max_tokens, self.rows_at_once)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One sampled answer, cut where it ends; ``tokens`` counts what was sampled."""
+
+    task: str
+    sample: int
+    text: str
+    tokens: int
+    ended: Ended
+
+
+def sample_answers(
+    policy: Policy,
+    tasks: Sequence[Task],
+    config: EvalConfig,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """``config.samples`` answers a task, in task order; each depends on (seed, task, number)."""
+    requests = []
+    for task in tasks:
+        path = encode_path(policy, task)
+        rows = tuple(
+            Row(path.n_prompt, seed_of("eval", seed, task.id, number))
+            for number in range(config.samples)
+        )
+        requests.append(Request(path.ids, rows))
+
+    def done(request: int, row: int, ids: Sequence[int]) -> bool:
+        return cut_answer(tasks[request], decode(policy, list(ids))).complete
+
+    drawn = sample(policy.model, requests, config.sampling, policy.stop_ids, done, progress)
+    return [
+        Answer(
+            task.id, number, cut_answer(task, decode(policy, one.ids)).text, len(one.ids), one.ended
+        )
+        for task, samples in zip(tasks, drawn, strict=True)
+        for number, one in enumerate(samples)
+    ]

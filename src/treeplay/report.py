@@ -1,0 +1,321 @@
+"""The report of a run folder: ``report.json`` for tools, ``report.html`` and a table for people.
+
+Reads ``eval/*.jsonl`` (scored samples, needed) and what else the folder holds: ``manifest.json``,
+``tasks.jsonl``, ``timings.json`` and, of every ``round-N``, ``judged.jsonl`` (trees),
+``contrasts.json`` (counts) and ``train.jsonl`` (training figures).
+
+``report.json`` is one object:
+
+    treeplay, created   version of this package, time in UTC
+    run                 folder, model, method, rounds, seed and the whole manifest
+    rows, paired        flat lists, see :mod:`treeplay.metrics`
+    branches            per round: trees, nodes, branches by label, counts of the contrasts
+    training            per round: the lines of train.jsonl
+    timings             seconds per stage, and peak_memory_mb
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from treeplay.errors import RunError
+from treeplay.judge.verdict import LABELS
+from treeplay.metrics import Scored, paired, rows, scored_from_json
+from treeplay.tasks.jsonl import read_tasks
+from treeplay.tasks.task import Task
+from treeplay.tree import Tree, tree_from_json
+from treeplay.view import words
+from treeplay.view.page import render
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds. The mappings by round ("round-1"...) are in the order of play and
+    have a key only for what is there."""
+
+    folder: Path
+    samples: tuple[Scored, ...]
+    manifest: dict[str, Any]
+    tasks: dict[str, Task]
+    trees: dict[str, list[Tree]]
+    contrasts: dict[str, dict[str, Any]]
+    training: dict[str, list[dict[str, Any]]]
+    timings: dict[str, float]
+
+
+def build_report(run_folder: Path, against: str = "base") -> dict[str, Any]:
+    """Write ``report.json`` and ``report.html`` into the run folder and return the former.
+
+    Raises :class:`RunError` where there are no scored samples, where a file is broken (named with
+    its line), and where the report cannot be written.
+    """
+    run = read_run(run_folder)
+    report = {
+        "treeplay": version("treeplay"),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "run": _summary(run),
+        "rows": rows(run.samples),
+        "paired": paired(run.samples, against),
+        "branches": [
+            _branches(name, run.trees.get(name), run.contrasts.get(name))
+            for name in _rounds(run.folder)
+            if name in run.trees or name in run.contrasts
+        ],
+        "training": run.training,
+        "timings": run.timings,
+    }
+    trees = next(reversed(run.trees.values()), [])
+    page = render(report, run.samples, next(reversed(run.trees), ""), trees, run.tasks)
+    _write(run.folder / "report.json", json.dumps(report, indent=1, allow_nan=False) + "\n")
+    _write(run.folder / "report.html", page)
+    return report
+
+
+def read_run(folder: Path) -> Run:
+    """Everything a report needs. Raises :class:`RunError`."""
+    folder = Path(folder)
+    files = sorted((folder / "eval").glob("*.jsonl"))
+    samples: list[Scored] = []
+    seen: dict[tuple[str, str, str, int], str] = {}
+    for path in files:
+        for where, value in _lines(path):
+            one = scored_from_json(value, where)
+            key = (one.player, one.suite, one.task, one.sample)
+            if key in seen:
+                raise RunError(
+                    f"{where}: sample {one.sample} of task {one.task!r} by {one.player!r} is "
+                    f"already in {seen[key]}; remove the file that should not be there"
+                )
+            seen[key] = where
+            samples.append(one)
+    if not samples:
+        raise RunError(
+            f"{folder / 'eval'}: no scored samples here, so there is nothing to report; "
+            "evaluate first (treeplay eval) or give another run folder"
+        )
+    rounds = _rounds(folder)
+    held = {
+        kind: {name: path for name in rounds if (path := folder / name / kind).is_file()}
+        for kind in ("judged.jsonl", "contrasts.json", "train.jsonl")
+    }
+    tasks = read_tasks(folder / "tasks.jsonl") if (folder / "tasks.jsonl").is_file() else []
+    return Run(
+        folder,
+        tuple(samples),
+        _object(folder / "manifest.json"),
+        {task.id: task for task in tasks},
+        {name: _trees(path) for name, path in held["judged.jsonl"].items()},
+        {name: _object(path) for name, path in held["contrasts.json"].items()},
+        {n: [row for _, row in _lines(path)] for n, path in held["train.jsonl"].items()},
+        _object(folder / "timings.json"),
+    )
+
+
+def _rounds(folder: Path) -> list[str]:
+    found = [path.name for path in folder.glob("round-*") if path.name[6:].isdigit()]
+    return sorted(found, key=lambda name: int(name[6:]))
+
+
+def _trees(path: Path) -> list[Tree]:
+    trees = []
+    for where, value in _lines(path):
+        try:
+            trees.append(tree_from_json(value))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RunError(f"{where}: not a tree ({error!r}); judge this round again") from None
+    return trees
+
+
+def _lines(path: Path) -> Iterable[tuple[str, Any]]:
+    """("file:line", parsed value) for every line that is not empty."""
+    for number, line in enumerate(_text(path).split("\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            yield where, _parsed(line, where)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is no file."""
+    if not path.is_file():
+        return {}
+    value = _parsed(_text(path), str(path))
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: not a JSON object; remove it or make this stage again")
+    return value
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunError(f"{path}: cannot be read ({error}); make this stage again") from None
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RunError(f"{where}: not valid JSON ({error}); make this stage again") from None
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    """The few facts of the manifest that a reader asks for first, then all of it."""
+    config = run.manifest.get("config")
+    config = config if isinstance(config, Mapping) else {}
+
+    def first(*names: str) -> Any:
+        for name in names:
+            for held in (run.manifest, config):
+                value = held.get(name)
+                if isinstance(value, Mapping):
+                    inner = (value.get(key) for key in ("name", "id", "path", "base", "method"))
+                    value = next((v for v in inner if v is not None), None)
+                if value is not None:
+                    return value
+        return None
+
+    return {
+        "folder": run.folder.resolve().name,
+        "model": first("model", "base", "policy"),
+        "method": first("method", "contrasts"),
+        "rounds": max(one.round for one in run.samples),
+        "seed": first("seed", "seeds"),
+        "manifest": run.manifest,
+    }
+
+
+def _branches(
+    name: str, trees: list[Tree] | None, contrasts: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Branches by label of one round; from the contrasts' counts where the trees are gone."""
+    counts = dict((contrasts or {}).get("counts", {}))
+    labels: Counter[str] = Counter()
+    for tree in trees or ():
+        labels.update(b.verdict.label if b.verdict else "unjudged" for b in tree.branches)
+    if trees is None:
+        labels.update({label: int(counts.get(f"branches_{label}", 0)) for label in LABELS})
+    return {
+        "round": name,
+        "trees": None if trees is None else len(trees),
+        "nodes": None if trees is None else sum(len(tree.nodes) for tree in trees),
+        "branches": sum(labels.values()),
+        "labels": {label: labels[label] for label in (*LABELS, "unjudged")},
+        "contrasts": counts,
+    }
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all."""
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
+        ) from None
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+_COLUMNS = (
+    ("spr1_all", "SPR@1\nall"),
+    ("spr1_valid", "SPR@1\nvalid"),
+    ("spr5_all", "SPR@5\nall"),
+    ("vulnerable", "vuln.\n"),
+    ("valid", "valid\n"),
+    ("inert", "inert\n"),
+    ("unknown", "unkn.\n"),
+    ("pass1", "pass\n@1"),
+    ("secure_pass1", "secure\npass@1"),
+)
+_BESIDE = ("spr1_valid", "vulnerable", "valid", "pass1", "secure_pass1")
+
+
+def print_table(report: Mapping[str, Any], console: Console) -> None:
+    """The players side by side for every suite and split, then what changed, in words.
+
+    Fits 100 columns; on a narrower terminal the intervals move below their values.
+    """
+    wide = console.width >= 96
+    names = words.players(report)
+    for place in words.places(report):
+        where = words.place_name(report, *place)
+        shown = [row for name in names if (row := words.find_row(report, name, place))]
+        tasks = sorted({row["n_tasks"] for row in shown})
+        count = " / ".join(map(str, tasks))
+        console.print(
+            f"\n[bold]{where}[/bold]: {count} task{'s' if tasks != [1] else ''}, "
+            "percent, 95 % interval over tasks",
+            highlight=False,
+        )
+        console.print(_table(shown, wide))
+        for name in names:
+            _print_differences(report, name, place, where, console)
+    console.print()
+
+
+def _table(shown: Iterable[Mapping[str, Any]], wide: bool) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1 if wide else 0)
+    )
+    table.add_column("player\n", overflow="fold")
+    for metric, header in _COLUMNS:
+        centred = metric == "spr1_all"
+        table.add_column(header, justify="left" if centred else "right", no_wrap=True)
+    for row in shown:
+        ends = words.interval(row["spr1_all_low"], row["spr1_all_high"]).replace(
+            ", ", "\N{EN DASH}"
+        )
+        cells = [Text(str(row["player"]))]
+        for metric, _ in _COLUMNS:
+            cell = Text(words.percent(row[metric]))
+            if metric == "spr1_all":
+                cell.stylize("bold")
+                cell.append((" " if wide else "\n") + ends, style="dim")
+            cells.append(cell)
+        table.add_row(*cells)
+    return table
+
+
+def _print_differences(
+    report: Mapping[str, Any],
+    player: str,
+    place: tuple[str, str],
+    where: str,
+    console: Console,
+) -> None:
+    main = words.find_pair(report, player, place, "spr1_all")
+    if main is None:
+        return
+    lead = Text(f"{player} minus {main['against']} on {where}: ")
+    colour = {1: "bold green", -1: "bold red", 0: "bold"}[words.clear(main)]
+    lead.append(words.difference(main), style=colour)
+    console.print(lead, soft_wrap=False)
+    for metric in _BESIDE:
+        pair = words.find_pair(report, player, place, metric)
+        if pair is not None:
+            console.print(
+                Padding(Text(words.difference(pair), style="dim"), (0, 0, 0, 4), expand=False)
+            )

@@ -1,0 +1,245 @@
+"""The run folder: one manifest, stage files that appear whole or not at all, and resuming.
+
+    manifest.json   resolved configuration, versions, digests, players
+    base/, round-1/, ...   what each stage made, in the order of the pipeline
+    eval/PLAYER.jsonl      every evaluated sample
+    report.json, report.html, timings.json
+
+A stage writes its items to ``NAME.part`` as they come and renames it when the last is there. A
+killed stage goes on behind the last whole group in its part file; since every item depends on
+seeds and inputs alone, the file ends up the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+
+from treeplay.config import Config, differing_keys, to_dict
+from treeplay.errors import RunError
+
+Item = TypeVar("Item")
+LIBRARIES = ("treeplay", "torch", "transformers", "peft", "accelerate", "ast-grep-py", "bandit")
+
+
+@dataclass
+class Run:
+    """An open run folder."""
+
+    folder: Path
+    config: Config
+    manifest: dict[str, Any]
+    timings: dict[str, float] = field(default_factory=dict)
+
+    def path(self, *parts: str) -> Path:
+        path = self.folder.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def name(self, role: str, identity: str) -> None:
+        """Record what ``role`` (base, judge, a player, an opponent) is, or check it on resume.
+
+        Raises :class:`RunError` where the run began with something else.
+        """
+        names = self.manifest.setdefault("identities", {})
+        if role in names and names[role] != identity:
+            raise RunError(
+                f"{self.folder}: {role} was {names[role]} when the run began and is {identity} "
+                "now; put the old one back, or start a new run in another folder"
+            )
+        if role not in names:
+            names[role] = identity
+            write_json(self.folder / "manifest.json", self.manifest)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds spent to ``timings.json`` (also when interrupted)."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            spent = time.monotonic() - start
+            self.timings[stage] = round(self.timings.get(stage, 0.0) + spent, 1)
+            peak = peak_memory_mb()
+            self.timings["peak_memory_mb"] = max(self.timings.get("peak_memory_mb", 0.0), peak)
+            write_json(self.folder / "timings.json", self.timings)
+
+
+def open_run(config: Config, *, resume: bool) -> Run:
+    """Open ``config.out``: a new folder, or with ``resume`` one that was begun with the same
+    configuration. Raises :class:`RunError` otherwise, naming the keys that differ."""
+    folder = Path(config.out)
+    path = folder / "manifest.json"
+    if not path.is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise RunError(
+                f"{folder} is not empty and holds no run; choose another folder with out=FOLDER"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        manifest = {
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "config": to_dict(config),
+            "versions": versions(),
+            "identities": {},
+        }
+        write_json(path, manifest)
+        return Run(folder, config, manifest)
+    if not resume:
+        raise RunError(
+            f"{folder} already holds a run; add --resume to go on with it, or choose another "
+            "folder with out=FOLDER"
+        )
+    manifest = read_json(path)
+    keys = differing_keys(manifest["config"], to_dict(config))
+    if keys:
+        raise RunError(
+            f"{folder} was begun with other settings: {', '.join(keys)} differ; "
+            "resume with the same ones, or choose another folder with out=FOLDER"
+        )
+    old, new = manifest["versions"], versions()
+    changed = [name for name in old if old[name] != new.get(name)]
+    if changed:
+        raise RunError(
+            f"{folder} was begun with other versions: "
+            + ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in changed)
+            + "; install those, or choose another folder with out=FOLDER"
+        )
+    timings = folder / "timings.json"
+    return Run(folder, config, manifest, read_json(timings) if timings.is_file() else {})
+
+
+def staged(
+    path: Path,
+    groups: Sequence[Sequence[Item]],
+    work: Callable[[Sequence[Item]], list[dict[str, Any]]],
+    progress: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Run ``work`` over groups and keep the rows it returns in the JSONL file ``path``.
+
+    A group's rows are appended together, then a line that closes the group. Where ``path`` is
+    there, it is read and nothing is done. ``progress`` gets the number of items finished.
+    """
+    if path.is_file():
+        progress(sum(len(group) for group in groups))
+        return read_jsonl(path)
+    part = path.with_name(path.name + ".part")
+    rows, finished = _read_part(part)
+    _write_part(part, rows, finished)
+    progress(sum(len(group) for group in groups[:finished]))
+    with part.open("a", encoding="utf-8") as handle:
+        for number in range(finished, len(groups)):
+            made = work(groups[number])
+            lines = [json.dumps(row, ensure_ascii=False) for row in made]
+            handle.write("".join(line + "\n" for line in [*lines, f'{{"group": {number}}}']))
+            handle.flush()
+            rows += made
+            progress(len(groups[number]))
+    write_jsonl(path, rows)
+    part.unlink()
+    return rows
+
+
+def _read_part(part: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of the whole groups in a part file, and how many groups they are."""
+    rows: list[dict[str, Any]] = []
+    pending: list[dict[str, Any]] = []
+    finished = 0
+    if not part.is_file():
+        return rows, finished
+    for line in part.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break  # the line the process died in
+        if row.keys() == {"group"}:
+            rows += pending
+            pending, finished = [], finished + 1
+        else:
+            pending.append(row)
+    return rows, finished
+
+
+def _write_part(part: Path, rows: Sequence[dict[str, Any]], finished: int) -> None:
+    """Rewrite a part file without what lies behind its last whole group."""
+    if not part.is_file():
+        return
+    lines = part.read_text(encoding="utf-8", errors="replace").split("\n")
+    kept, closed = [], 0
+    for line in lines:
+        if closed == finished:
+            break
+        kept.append(line)
+        closed += line.startswith('{"group": ')
+    write_text(part, "".join(line + "\n" for line in kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".tmp")
+    with part.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+    part.replace(path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_json(path: Path) -> Any:
+    """Raises :class:`RunError` for a file that is not whole."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"cannot read {path}: {error}; remove it to have it made again") from error
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Raises :class:`RunError` naming the line that is broken."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            raise RunError(
+                f"{path}:{number}: this line is broken ({error}); remove the file to have it "
+                "made again"
+            ) from error
+    return rows
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a result."""
+    out = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        out[name] = metadata.version(name)
+    return out
+
+
+def peak_memory_mb() -> float:
+    """Peak resident memory of this process, in MB (10^6 bytes)."""
+    try:
+        import resource
+
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 0)
+    except ImportError:  # not on Windows
+        return round(psutil.Process().memory_info().rss / 1e6, 0)
