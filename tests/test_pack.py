@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from treeplay.cli import app
 from treeplay.errors import SandboxError, TaskError
 from treeplay.judge.execute import EXECUTED, toolchain
 from treeplay.sandbox import Sandbox, check_sandbox
 from treeplay.tasks import validate as validate_module
 from treeplay.tasks.pack import load_pack, load_task_toml
 from treeplay.tasks.task import Task
-from treeplay.tasks.validate import check_task, do_nothing, line, main, summary, validate
+from treeplay.tasks.validate import check_task, do_nothing, line, summary, validate
 
 GOOD = """
 id = "py-095-total"
@@ -165,17 +167,21 @@ def test_across_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "1 not run" in summary(validate([task], Sandbox()))
 
 
-def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_line(tmp_path: Path) -> None:
     needs_sandbox()
     path = write(tmp_path)
-    assert main([str(path)]) == 0
-    assert "1 of 1 tasks hold" in capsys.readouterr().out
+    good = CliRunner().invoke(app, ["tasks", "validate", str(path)])
+    assert good.exit_code == 0
+    assert "1 of 1 tasks hold" in good.output
     write(tmp_path, GOOD.replace("= eval(text)", "= [eval('0')]"))
-    assert main([str(tmp_path)]) == 1
-    assert "vulnerable: functional is fail" in capsys.readouterr().out
+    wrong = CliRunner().invoke(app, ["tasks", "validate", str(tmp_path)])
+    assert wrong.exit_code == 1
+    assert "vulnerable: functional is fail" in wrong.output
     write(tmp_path, GOOD.replace("cwe", "cew"))
-    assert main([str(tmp_path)]) == 2
-    assert "'cew'" in capsys.readouterr().err
+    broken = CliRunner().invoke(app, ["tasks", "validate", str(tmp_path)])
+    assert broken.exit_code == 2
+    assert "'cew'" in broken.output
+
 
 
 def test_do_nothing_answers_fit_the_hole(tmp_path: Path) -> None:

@@ -12,9 +12,7 @@ from treeplay.packing import ancestor_mask, pack
 from treeplay.policy.attention import model_mask, why_not_packable
 from treeplay.policy.score import packed_logps, plain_logps
 
-SEQUENCES = st.lists(
-    st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=8
-)
+SEQUENCES = st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=12), min_size=1, max_size=8)
 
 
 @given(SEQUENCES)

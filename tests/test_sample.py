@@ -78,7 +78,9 @@ def test_rows_end_by_answer_end_mark_or_length() -> None:
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return row == 0 and len(ids) == 2
 
-    free = sample(model, [Request((1, 2), (Row(2, 5), Row(2, 6)))], SampleConfig(max_tokens=5), NO_STOP)
+    free = sample(
+        model, [Request((1, 2), (Row(2, 5), Row(2, 6)))], SampleConfig(max_tokens=5), NO_STOP
+    )
     stop = frozenset({free[0][1].ids[3]})
     (out,) = sample(
         model, [Request((1, 2), (Row(2, 5), Row(2, 6)))], SampleConfig(max_tokens=5), stop, done
@@ -95,9 +97,7 @@ def test_draw_follows_the_nucleus() -> None:
     uniform = torch.linspace(0, 0.99999, 10_000)
     drawn = draw(logits, uniform, SampleConfig(temperature=1.0, top_p=0.9))
     share = torch.bincount(drawn, minlength=4) / 10_000
-    torch.testing.assert_close(
-        share, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=2e-3, rtol=0
-    )
+    torch.testing.assert_close(share, torch.tensor([0.5, 0.3, 0.15, 0.0]) / 0.95, atol=2e-3, rtol=0)
 
 
 def test_a_row_needs_a_token_before_it() -> None:

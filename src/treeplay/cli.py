@@ -27,6 +27,7 @@ app = typer.Typer(
 tasks_app = typer.Typer(help="The starter pack, and tasks of your own.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 
+SOURCE = "'starter', a JSONL file, or TOML files."
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -175,7 +176,7 @@ def recipes() -> None:
 @tasks_app.command("list")
 @told
 def tasks_list(
-    source: Annotated[str, typer.Argument(help="'starter' or a JSONL file.")] = "starter",
+    source: Annotated[str, typer.Argument(help=SOURCE)] = "starter",
 ) -> None:
     """List tasks: id, split, CWE, tests."""
     from treeplay.tasks.select import load_tasks
@@ -198,7 +199,7 @@ def tasks_list(
 @tasks_app.command("validate")
 @told
 def tasks_validate(
-    source: Annotated[str, typer.Argument(help="'starter' or a JSONL file.")] = "starter",
+    source: Annotated[str, typer.Argument(help=SOURCE)] = "starter",
     strict: Annotated[bool, typer.Option(help="Fail where a toolchain is missing.")] = False,
     workers: Annotated[int, typer.Option(help="Tasks run at the same time.", min=1)] = 2,
 ) -> None:
@@ -206,17 +207,17 @@ def tasks_validate(
     passes neither, and no evaluation task is close to a training task."""
     from treeplay.sandbox import Sandbox, check_sandbox
     from treeplay.tasks.select import load_tasks
-    from treeplay.tasks.validate import validate
+    from treeplay.tasks.validate import line, summary, validate
 
     check_sandbox()
     found = validate(
         load_tasks(source),
         Sandbox(),
         workers=workers,
-        done=lambda check: out.print(check.line(), markup=False),
+        done=lambda check: out.print(line(check), markup=False),
     )
-    out.print(found.summary(), markup=False)
-    if not found.ok(strict=strict):
+    out.print(summary(found), markup=False)
+    if found.failed(strict):
         raise typer.Exit(1)
 
 

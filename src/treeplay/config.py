@@ -212,12 +212,12 @@ def _check_keys(
         here = (*path, str(key))
         if key not in known:
             near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.4)
-            hint = f"did you mean {'.'.join((*path, near[0]))!r}?" if near else (
-                f"known are {', '.join(sorted(known))}"
+            hint = (
+                f"did you mean {'.'.join((*path, near[0]))!r}?"
+                if near
+                else (f"known are {', '.join(sorted(known))}")
             )
-            raise ConfigError(
-                f"{places.get(here, where)}: unknown key {'.'.join(here)!r}; {hint}"
-            )
+            raise ConfigError(f"{places.get(here, where)}: unknown key {'.'.join(here)!r}; {hint}")
         if is_dataclass(hints[key]) and isinstance(hints[key], type):
             _check_keys(hints[key], value, places, here)
 

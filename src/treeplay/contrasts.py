@@ -108,9 +108,7 @@ def tsp(
         weight = rate if config.weights == "rate" else 1.0
         prefix = tree.prefix(node)
         partner = cycle(chosen)
-        out += [
-            Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected
-        ]
+        out += [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]
         # Every secure continuation is met once even where mistakes are few.
         if len(chosen) > len(rejected):
             again = cycle(rejected)

@@ -1,7 +1,7 @@
 """Grow trees: the opponent continues from every risk node; then late mistakes get nodes too.
 
-    plant (golden path + nodes) -> grow (branches of the nodes that have none) -> [judge]
-        -> deepen (nodes on branches that went wrong late) -> grow -> [judge] ...
+plant (golden path + nodes) -> grow (branches of the nodes that have none) -> [judge]
+    -> deepen (nodes on branches that went wrong late) -> grow -> [judge] ...
 """
 
 from __future__ import annotations
@@ -202,6 +202,4 @@ def _branch(
         if rest and not answer.endswith("\n"):
             answer += "\n"
         answer += rest
-    return Branch(
-        number, node.id, one.ids, one.logps, starts, text, answer, completion, one.ended
-    )
+    return Branch(number, node.id, one.ids, one.logps, starts, text, answer, completion, one.ended)

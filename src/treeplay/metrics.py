@@ -253,21 +253,21 @@ def _tables(samples: Sequence[Scored]) -> list[_Table]:
 def _tested(samples: Sequence[Scored]) -> set[tuple[str, str]]:
     """The (suite, task id) that have functional tests, as far as the verdicts tell.
 
-    A task without any valid sample shows nothing of its tests; it goes with its suite, so that a
-    model that breaks every answer to a tested task does not get the task struck from the mean.
+    A task that nobody answered securely or vulnerably may show nothing of its tests; it goes with
+    its suite, so that breaking every answer to a tested task does not strike it from the mean.
     """
     ran: set[tuple[str, str]] = set()
-    seen_valid: set[tuple[str, str]] = set()
+    without: set[tuple[str, str]] = set()
     every: set[tuple[str, str]] = set()
     for one in samples:
         key = (one.suite, one.task)
         every.add(key)
         if one.verdict.functional is not None:
             ran.add(key)
-        elif one.verdict.label in _VALID:
-            seen_valid.add(key)
+        elif one.verdict.label in ("secure", "vulnerable"):
+            without.add(key)
     suites = {suite for suite, _ in ran}
-    return ran | {key for key in every - seen_valid if key[0] in suites}
+    return ran | {key for key in every - without if key[0] in suites}
 
 
 def _values(samples: Sequence[Scored], tested: bool) -> list[float]:

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from treeplay.config import Config
 from treeplay.contrasts import (
     Contrast,
     contrast_from_json,
@@ -153,7 +152,9 @@ class Game:
         path = self.run.path(self.player(number), f"grown-{level}.jsonl")
         # Trees of like length share a batch; the order is restored by the ids below.
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].prompt_ids))
-        groups = _batches(order, [self._rows(tree) for tree in trees], self.config.grow.rows_at_once)
+        groups = _batches(
+            order, [self._rows(tree) for tree in trees], self.config.grow.rows_at_once
+        )
         seed = self.config.seed * 1000 + number
         with (
             self.run.timed(f"{self.player(number)} grow"),
@@ -244,7 +245,9 @@ class Game:
 
             def done(step: int, steps: int, row: dict[str, float]) -> None:
                 meter.tokens(int(row["tokens"]))
-                meter.note(f"step {step}/{steps}  loss {row['loss']:.3f}  margin {row['margin']:.2f}")
+                meter.note(
+                    f"step {step}/{steps}  loss {row['loss']:.3f}  margin {row['margin']:.2f}"
+                )
 
             folder = train(
                 self.policy,
@@ -266,9 +269,7 @@ class Game:
         if path.is_file():
             return
         with self.policy_of(number) as policy:
-            answers = [
-                (suite, self._answers(policy, player, suite)) for suite in self.suites
-            ]
+            answers = [(suite, self._answers(policy, player, suite)) for suite in self.suites]
         rows: list[dict[str, Any]] = []
         for suite, sampled in answers:
             by_id = {task.id: task for task in suite.tasks}

@@ -158,7 +158,9 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
     try:
         return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:
-        raise ModelError(f"cannot put the adapter {folder} on the model: {_first_line(error)}") from error
+        raise ModelError(
+            f"cannot put the adapter {folder} on the model: {_first_line(error)}"
+        ) from error
 
 
 def adapter_digest(folder: Path) -> str:

@@ -177,7 +177,12 @@ class _Batch:
         self.device = next(iter(model.parameters())).device
         self.rows = [
             [
-                _Live(row, number, _uniforms(row.seed, config.max_tokens), request.path[row.position - 1])
+                _Live(
+                    row,
+                    number,
+                    _uniforms(row.seed, config.max_tokens),
+                    request.path[row.position - 1],
+                )
                 for number, row in enumerate(request.rows)
             ]
             for request in requests

@@ -58,9 +58,7 @@ def _decision(task: Task, golden_text: str, vulnerable_text: str, form: str) -> 
     golden = _statements(task, golden_text)
     vulnerable = _statements(task, vulnerable_text)
     head = 0
-    while (
-        head < min(len(golden), len(vulnerable)) - 1 and golden[head] == vulnerable[head]
-    ):
+    while head < min(len(golden), len(vulnerable)) - 1 and golden[head] == vulnerable[head]:
         head += 1
     tail = 0
     while (

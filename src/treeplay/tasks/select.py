@@ -10,7 +10,7 @@ from typing import Literal
 from treeplay.errors import TaskError
 from treeplay.tasks.decision import Form, decision_form
 from treeplay.tasks.jsonl import read_tasks
-from treeplay.tasks.pack import load_pack
+from treeplay.tasks.pack import load_pack, load_task_toml
 from treeplay.tasks.task import Task
 
 STARTER = "starter"
@@ -18,7 +18,8 @@ STARTER = "starter"
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """``train`` and ``eval``: ``starter`` (the pack that comes with treeplay) or a JSONL file; of
+    """``train`` and ``eval``: ``starter`` (the pack that comes with treeplay), a JSONL file or
+    a folder of TOML files; of
     the starter pack, training takes the split ``train`` and evaluation the others. Of a file,
     training takes ``train`` and evaluation everything else, or the whole file where it has no
     other split. ``languages``: empty means all. ``form``: how evaluation tasks are asked
@@ -42,8 +43,16 @@ class Suite:
 
 
 def load_tasks(source: str) -> list[Task]:
-    """Tasks of the starter pack or of a JSONL file. Raises :class:`TaskError`."""
-    return load_pack() if source == STARTER else read_tasks(Path(source))
+    """Tasks of the starter pack, of a folder of TOML files, of one, or of a JSONL file.
+
+    Raises :class:`TaskError`.
+    """
+    path = Path(source)
+    if source == STARTER:
+        return load_pack()
+    if path.is_dir():
+        return load_pack(path)
+    return [load_task_toml(path)] if path.suffix == ".toml" else read_tasks(path)
 
 
 def train_tasks(config: TaskConfig, seed: int) -> list[Task]:

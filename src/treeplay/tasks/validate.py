@@ -12,20 +12,15 @@ folders of them, by default the starter pack.
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
-from treeplay.errors import TreeplayError
 from treeplay.judge.execute import Execution, GroupResult, execute, toolchain
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
-from treeplay.tasks.pack import load_pack, load_task_toml
 from treeplay.tasks.task import Task
 
 MAX_SHARED = 0.10
@@ -223,35 +218,3 @@ def summary(validation: Validation) -> str:
     if unseen & train:
         parts.append(f"in train and in eval-unseen: {', '.join(sorted(unseen & train))}")
     return "\n".join(parts)
-
-
-def tasks_at(paths: Sequence[Path]) -> list[Task]:
-    """The tasks of files and folders; the whole starter pack for no paths."""
-    if not paths:
-        return load_pack()
-    tasks: list[Task] = []
-    for path in paths:
-        tasks += load_pack(path) if path.is_dir() else [load_task_toml(path)]
-    return tasks
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m treeplay.tasks.validate")
-    parser.add_argument("paths", nargs="*", type=Path, metavar="PATH")
-    parser.add_argument("--strict", action="store_true", help="a missing toolchain is a failure")
-    parser.add_argument("--unsafe", action="store_true", help="run programs without a sandbox")
-    args = parser.parse_args(argv)
-    try:
-        tasks = tasks_at(args.paths)
-        result = validate(
-            tasks, Sandbox(unsafe=args.unsafe), done=lambda check: print(line(check), flush=True)
-        )
-    except TreeplayError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(summary(result))
-    return 1 if result.failed(args.strict) else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
