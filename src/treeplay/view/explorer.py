@@ -58,7 +58,8 @@ def explore(tree: Tree, task: Task | None, show: Show) -> dict[str, Any]:
 
     Without the task (no ``tasks.jsonl``) the prompt is unknown and only the answer is shown.
     """
-    prompt = task.prompt if task else ""
+    known = task.prompt if task else None
+    prompt = known or ""
     program = prompt + tree.golden
     nodes: dict[int, list[dict[str, Any]]] = {}
     marks: dict[int, list[tuple[int, int]]] = {}
@@ -66,7 +67,7 @@ def explore(tree: Tree, task: Task | None, show: Show) -> dict[str, Any]:
         if node.branch is None:
             at = _place(program, len(prompt) + max(node.offset, 0))
             line, column = _line_of(program, at)
-            nodes.setdefault(line, []).append(_node(tree, node, prompt, line, show))
+            nodes.setdefault(line, []).append(_node(tree, node, known, line, show))
             marks.setdefault(line, []).append((column, node.id))
     texts = program.split("\n")
     while texts and not texts[-1].strip():
@@ -86,7 +87,7 @@ def explore(tree: Tree, task: Task | None, show: Show) -> dict[str, Any]:
         "below": len(texts) - last,
         "lines": [
             {
-                "number": number,
+                "number": number if task else "",
                 "pieces": _marked(texts[number - 1], marks.get(number, [])),
                 "given": number <= seam,
                 "nodes": nodes.get(number, []),
@@ -97,7 +98,7 @@ def explore(tree: Tree, task: Task | None, show: Show) -> dict[str, Any]:
     }
 
 
-def _node(tree: Tree, node: Node, prompt: str, line: int, show: Show) -> dict[str, Any]:
+def _node(tree: Tree, node: Node, prompt: str | None, line: int, show: Show) -> dict[str, Any]:
     here = [branch for branch in tree.branches if branch.node == node.id]
     parents = {other.branch for other in tree.nodes}
     groups: dict[tuple[Any, ...], list[Branch]] = {}
@@ -120,14 +121,16 @@ def _node(tree: Tree, node: Node, prompt: str, line: int, show: Show) -> dict[st
 
 
 def _branch(
-    tree: Tree, node: Node, group: Sequence[Branch], prompt: str, show: Show
+    tree: Tree, node: Node, group: Sequence[Branch], known: str | None, show: Show
 ) -> dict[str, Any]:
     branch = group[0]
+    prompt = known or ""
     program = prompt + branch.answer
     start = len(prompt) + max(node.offset, 0)
     # What the model wrote of the judged answer: the rest was cut off, or is grafted on.
     wrote = _shared(program[start:], branch.text)
-    findings = branch.verdict.findings if branch.verdict else ()
+    # Findings count lines of the whole program: without the prompt they cannot be placed.
+    findings = branch.verdict.findings if branch.verdict and known is not None else ()
     first = _line_of(program, _place(program, start))[0]
     last = _line_of(program, max(start + len(program[start : start + wrote].rstrip()), start))[0]
     hits = [f.line_start for f in findings if first <= f.line_start <= first + show.lines]
@@ -143,10 +146,11 @@ def _branch(
                     at = begin + left
                     kind = "path" if at < start else "own" if at < start + wrote else "graft"
                     pieces.append({"kind": kind, "text": _narrow(text[left:right])})
-            lines.append({"number": number, "pieces": pieces, "hit": _hit(findings, number)})
+            shown = number if known is not None else ""
+            lines.append({"number": shown, "pieces": pieces, "hit": _hit(findings, number)})
         begin += len(text) + 1
     children = [
-        _node(tree, other, prompt, _line_of(program, len(prompt) + other.offset)[0], show)
+        _node(tree, other, known, _line_of(program, len(prompt) + other.offset)[0], show)
         for other in tree.nodes
         if other.branch == branch.id
     ]
@@ -162,13 +166,16 @@ def _branch(
     }
 
 
-def sample_groups(samples: Sequence[Scored], prompt: str, show: Show) -> dict[str, Any]:
-    """One player's samples of one task: equal answers together, the most frequent first."""
+def sample_groups(samples: Sequence[Scored], prompt: str | None, show: Show) -> dict[str, Any]:
+    """One player's samples of one task: equal answers together, the most frequent first.
+
+    Without the prompt the lines have no numbers and findings are not placed on them.
+    """
     groups: dict[tuple[str, Verdict], list[Scored]] = {}
     for one in samples:
         groups.setdefault((one.answer, one.verdict), []).append(one)
     ordered = sorted(groups.values(), key=lambda group: -len(group))
-    before, shown = prompt.count("\n"), []
+    before, shown = (prompt or "").count("\n"), []
     for group in ordered[: show.samples]:
         one = group[0]
         lines = one.answer.rstrip().split("\n")
@@ -180,9 +187,9 @@ def sample_groups(samples: Sequence[Scored], prompt: str, show: Show) -> dict[st
                 "empty": not one.answer.strip(),
                 "lines": [
                     {
-                        "number": number,
+                        "number": "" if prompt is None else number,
                         "pieces": [{"kind": "own", "text": _narrow(text)}],
-                        "hit": _hit(one.verdict.findings, number),
+                        "hit": "" if prompt is None else _hit(one.verdict.findings, number),
                     }
                     for number, text in enumerate(lines, start=before + 1)
                 ][blank : blank + show.lines],

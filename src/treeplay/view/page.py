@@ -44,7 +44,7 @@ _LABEL_WORDS = {
 }
 _CURVES = (
     ("loss", "Loss"),
-    ("margin", "Margin, chosen over rejected"),
+    ("margin", "Margin over rejected"),
     ("won", "Share of contrasts won"),
     ("chosen_nll", "Chosen NLL per token"),
     ("grad_norm", "Gradient norm"),
@@ -299,7 +299,10 @@ def _sample_cards(
                 "prompt": "\n".join(lines[-show.lines :]),
                 "prompt_cut": max(0, len(lines) - show.lines),
                 "players": [
-                    {"player": player, **sample_groups(players[player], prompt, show)}
+                    {
+                        "player": player,
+                        **sample_groups(players[player], task.prompt if task else None, show),
+                    }
                     for player in dict.fromkeys(names)
                     if player in players
                 ],

@@ -246,7 +246,7 @@ def _cost(report: Mapping[str, Any], player: str, place: tuple[str, str]) -> str
     text = "Alongside: " + "; ".join(difference(pair) for pair in pairs) + "."
     broken = [METRIC_WORDS[p["metric"]][0] for p in harm if p["metric"] != "vulnerable"]
     if broken:
-        text += f" Clearly worse: {_listed(broken)}; read the gain with this in mind."
+        text += f" Clearly worse: {_listed(broken)}; read the result with this in mind."
     return text if pairs else ""
 
 
