@@ -17,7 +17,7 @@ from treeplay.errors import RunError
 from treeplay.judge.verdict import Finding, Label, Verdict
 from treeplay.metrics import METRICS, Scored, paired, rows, scored_to_json
 from treeplay.report import build_report, print_table
-from treeplay.tasks.jsonl import write_tasks
+from treeplay.tasks.jsonl import task_to_json, write_tasks
 from treeplay.tasks.task import Task, make_task
 from treeplay.tree import Branch, Node, Tree, tree_to_json
 from treeplay.view import words
@@ -245,6 +245,18 @@ def test_without_the_prompt_no_line_is_blamed(tmp_path: Path) -> None:
     text = squeezed(page_of(tmp_path).text)
     assert "line 6: a path from outside" in text
     assert "◀ CWE-22" not in text
+
+
+def test_a_task_may_be_listed_twice(tmp_path: Path) -> None:
+    full_run(tmp_path)
+    once = (tmp_path / "tasks.jsonl").read_text()
+    (tmp_path / "tasks.jsonl").write_text(once + once)
+    build_report(tmp_path)
+    assert "Show a file." in page_of(tmp_path).text
+    other = json.dumps(task_to_json(replace(TASK, prompt="x = 1")))
+    (tmp_path / "tasks.jsonl").write_text(once + other + "\n")
+    build_report(tmp_path)
+    assert "Show a file." not in page_of(tmp_path).text  # which of the two was meant?
 
 
 def test_each_optional_part_may_be_missing(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from rich.text import Text
 from treeplay.errors import RunError
 from treeplay.judge.verdict import LABELS
 from treeplay.metrics import Scored, paired, rows, scored_from_json
-from treeplay.tasks.jsonl import read_tasks
+from treeplay.tasks.jsonl import read_lines, task_from_json
 from treeplay.tasks.task import Task
 from treeplay.tree import Tree, tree_from_json
 from treeplay.view import words
@@ -113,12 +113,11 @@ def read_run(folder: Path) -> Run:
         kind: {name: path for name in rounds if (path := folder / name / kind).is_file()}
         for kind in ("judged.jsonl", "contrasts.json", "train.jsonl")
     }
-    tasks = read_tasks(folder / "tasks.jsonl") if (folder / "tasks.jsonl").is_file() else []
     return Run(
         folder,
         tuple(samples),
         _object(folder / "manifest.json"),
-        {task.id: task for task in tasks},
+        _tasks(folder / "tasks.jsonl"),
         {name: _trees(path) for name, path in held["judged.jsonl"].items()},
         {name: _object(path) for name, path in held["contrasts.json"].items()},
         {n: [row for _, row in _lines(path)] for n, path in held["train.jsonl"].items()},
@@ -129,6 +128,18 @@ def read_run(folder: Path) -> Run:
 def _rounds(folder: Path) -> list[str]:
     found = [path.name for path in folder.glob("round-*") if path.name[6:].isdigit()]
     return sorted(found, key=lambda name: int(name[6:]))
+
+
+def _tasks(path: Path) -> dict[str, Task]:
+    """The tasks by id. A task may be there twice (trained on and evaluated, or in two suites); an
+    id that stands for two different tasks is left out, for nobody could say which one is meant."""
+    found: dict[str, Task] = {}
+    unclear: set[str] = set()
+    for number, value in read_lines(path) if path.is_file() else []:
+        task = task_from_json(value, f"{path}:{number}")
+        if found.setdefault(task.id, task) != task:
+            unclear.add(task.id)
+    return {name: task for name, task in found.items() if name not in unclear}
 
 
 def _trees(path: Path) -> list[Tree]:
