@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from accelerate import Accelerator
 from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from treeplay.contrasts import Contrast
@@ -31,6 +32,7 @@ from treeplay.errors import ModelError, RunError
 from treeplay.losses import margin, nll_loss, preference_loss
 from treeplay.policy.attention import why_not_packable
 from treeplay.policy.model import Policy, load_adapter
+from treeplay.policy.sample import seed_of
 from treeplay.policy.score import Span, packed_logps, plain_logps
 
 
@@ -225,6 +227,10 @@ def train(
     try:
         _loop(model, contrasts, config, seed, out, progress)
         _save_adapter(model, final)
+    except SafetensorError as error:  # its writer turns a full disk into an error of its own
+        raise RunError(
+            f"cannot write the adapter or its state in {out}: {error}; free some space, then resume"
+        ) from error
     finally:
         policy.model.eval()
         model.unload()
@@ -242,7 +248,13 @@ def _with_adapter(base: Any, config: TrainConfig, start_from: Path | None) -> An
         target_modules=targets[0] if targets == ["all-linear"] else targets,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(base, lora)
+    try:
+        return get_peft_model(base, lora)
+    except ValueError as error:
+        raise ModelError(
+            f"cannot put an adapter on {', '.join(targets)}: {error}; name modules of this model "
+            "in train.lora.targets, or all-linear"
+        ) from error
 
 
 def _loop(
@@ -262,6 +274,7 @@ def _loop(
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
     model.train()
     for step in range(done, len(steps)):
+        torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, len(steps), config)
         whole = math.fsum(c.weight for g in steps[step] for c in g.contrasts)
@@ -294,11 +307,17 @@ def _loop(
         }
         lines.append(json.dumps(row))
         if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
-            log.write_text("\n".join(lines) + "\n")
+            _write_log(log, lines)
             _save_state(out / "state", trained, optimizer, step + 1)
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
-    log.write_text("\n".join(lines) + "\n")
+    _write_log(log, lines)
+
+
+def _write_log(log: Path, lines: Sequence[str]) -> None:
+    part = log.with_name(log.name + ".tmp")
+    part.write_text("\n".join(lines) + "\n")
+    part.replace(log)
 
 
 def _plan(groups: list[Group], config: TrainConfig, seed: int) -> list[list[Group]]:
@@ -357,5 +376,8 @@ def _load_state(folder: Path, trained: dict[str, torch.nn.Parameter], optimizer:
 
 def _save_adapter(model: Any, final: Path) -> None:
     part = final.with_name("adapter.part")
+    for lora in model.peft_config.values():
+        if isinstance(lora.target_modules, set):  # written in one order, whatever the hash seed
+            lora.target_modules = sorted(lora.target_modules)
     model.save_pretrained(str(part), safe_serialization=True)
     part.replace(final)
