@@ -12,6 +12,7 @@ seeds and inputs alone, the file ends up the same.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -31,6 +32,8 @@ from treeplay.errors import RunError
 
 Item = TypeVar("Item")
 LIBRARIES = ("treeplay", "torch", "transformers", "peft", "accelerate", "ast-grep-py", "bandit")
+# What a run writes before its first result.
+AT_THE_START = ("manifest.json", "tasks.jsonl", "timings.json")
 
 
 @dataclass
@@ -81,12 +84,22 @@ def open_run(config: Config, *, resume: bool) -> Run:
     configuration. Raises :class:`RunError` otherwise, naming the keys that differ."""
     folder = Path(config.out)
     path = folder / "manifest.json"
-    if not path.is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+    if not path.is_file() or _nothing_made(folder):
+        if not path.is_file() and any(name != "manifest.json.tmp" for name in _files(folder)):
             raise RunError(
                 f"{folder} is not empty and holds no run; choose another folder with out=FOLDER"
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in AT_THE_START[1:]:
+                (folder / name).unlink(missing_ok=True)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise RunError(
+                f"cannot make the run folder {folder}: {error.strerror}; choose another one with "
+                "out=FOLDER"
+            ) from error
         manifest = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
@@ -100,7 +113,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
             f"{folder} already holds a run; add --resume to go on with it, or choose another "
             "folder with out=FOLDER"
         )
-    manifest = read_json(path)
+    manifest = _read_manifest(path)
     keys = differing_keys(manifest["config"], to_dict(config))
     if keys:
         raise RunError(
@@ -119,6 +132,25 @@ def open_run(config: Config, *, resume: bool) -> Run:
     return Run(folder, config, manifest, read_json(timings) if timings.is_file() else {})
 
 
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or not {"config", "versions"} <= manifest.keys():
+        raise RunError(f"{path} is no manifest of a run; choose another folder with out=FOLDER")
+    return manifest
+
+
+def _files(folder: Path) -> Iterator[str]:
+    """Names of the files in a folder and below."""
+    return (item.name for item in folder.rglob("*") if not item.is_dir())
+
+
+def _nothing_made(folder: Path) -> bool:
+    """Whether a run ended before its first result (a wrong model name, say): then it holds
+    nothing to protect, and the next attempt may have other settings."""
+    _read_manifest(folder / "manifest.json")
+    return all(name.removesuffix(".tmp") in AT_THE_START for name in _files(folder))
+
+
 def staged(
     path: Path,
     groups: Sequence[Sequence[Item]],
@@ -130,10 +162,11 @@ def staged(
     A group's rows are appended together, then a line that closes the group. Where ``path`` is
     there, it is read and nothing is done. ``progress`` gets the number of items finished.
     """
+    part = path.with_name(path.name + ".part")
     if path.is_file():
+        part.unlink(missing_ok=True)  # killed between the two last steps below
         progress(sum(len(group) for group in groups))
         return read_jsonl(path)
-    part = path.with_name(path.name + ".part")
     rows, finished = _read_part(part)
     _write_part(part, rows, finished)
     progress(sum(len(group) for group in groups[:finished]))
