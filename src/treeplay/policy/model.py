@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -91,7 +92,7 @@ def load_policy(config: ModelConfig) -> Policy:
     try:
         with _quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-            kind = {} if gguf else {"use_safetensors": True}
+            kind = _dequantised() if gguf else {"use_safetensors": True}
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, attn_implementation="sdpa", **source, **kind
             )
@@ -233,6 +234,13 @@ def decode(policy: Policy, ids: tuple[int, ...] | list[int]) -> str:
     kept = [token for token in ids if token not in policy.stop_ids]
     text: str = policy.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
     return text
+
+
+def _dequantised() -> dict[str, Any]:
+    """Ask for plain weights: packed GGUF weights cannot be trained. Older releases of Transformers
+    know no other way and have no word for it."""
+    config = getattr(transformers, "GgufConfig", None)
+    return {"quantization_config": config(dequantize=True)} if config else {}
 
 
 def _plain(model: Any, dtype: torch.dtype) -> Any:
