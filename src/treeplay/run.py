@@ -133,9 +133,10 @@ def open_run(config: Config, *, resume: bool) -> Run:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or not {"config", "versions"} <= manifest.keys():
+    data = read_json(path)
+    if not isinstance(data, dict) or "config" not in data or "versions" not in data:
         raise RunError(f"{path} is no manifest of a run; choose another folder with out=FOLDER")
+    manifest: dict[str, Any] = data
     return manifest
 
 
