@@ -100,7 +100,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
                 f"cannot make the run folder {folder}: {error.strerror}; choose another one with "
                 "out=FOLDER"
             ) from error
-        manifest = {
+        manifest: dict[str, Any] = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
             "versions": versions(),
