@@ -156,7 +156,7 @@ def _read_recipe(recipe: str | Path) -> tuple[dict[str, Any], dict[tuple[str, ..
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date there is not
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
@@ -191,7 +191,7 @@ def _read_override(override: str) -> tuple[dict[str, Any], dict[tuple[str, ...],
         raise ConfigError(f"command line: {override!r} is no setting; write it as key=value")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"command line: the value of {key} is not valid YAML") from error
     path = tuple(key.split("."))
     data: Any = value
@@ -249,22 +249,33 @@ def _check_values(config: Config) -> None:
         "train.checkpoint_steps": 1,
         "train.lora.r": 1,
         "tasks.limit": 0,
+        "model.threads": 0,
+        "train.warmup": 0,
+        "train.alpha": 0,
+        "train.clip": 0,
+        "train.lora.dropout": 0,
     }
     for key, lowest in at_least.items():
         value: Any = config
         for part in key.split("."):
             value = getattr(value, part)
-        if value < lowest:
+        if not value >= lowest:
             raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
     for key, value in (("grow.top_p", config.grow.top_p), ("eval.top_p", config.eval.top_p)):
         if not 0 < value <= 1:
             raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
     for key, value in asdict(config.train).items():
-        if key in ("learning_rate", "beta") and value <= 0:
+        if key in ("learning_rate", "beta", "max_grad_norm") and not value > 0:
             raise ConfigError(f"train.{key} is {value}; it must be above 0")
     for key, value in (
         ("grow.temperature", config.grow.temperature),
         ("eval.temperature", config.eval.temperature),
     ):
-        if value < 0:
+        if not value >= 0:
             raise ConfigError(f"{key} is {value}; it must not be negative")
+    for key, value in (
+        ("train.warmup", config.train.warmup),
+        ("train.lora.dropout", config.train.lora.dropout),
+    ):
+        if not value < 1:
+            raise ConfigError(f"{key} is {value}; it must be below 1")
