@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from treeplay.errors import TaskError
 from treeplay.nodes import NodeConfig, find_nodes
-from treeplay.policy.model import Policy, decode, encode_path
+from treeplay.policy.model import Policy, check_room, decode, encode_path
 from treeplay.policy.sample import Request, Row, Sample, SampleConfig, sample, seed_of
 from treeplay.tasks.answer import cut_answer, statement_ends
 from treeplay.tasks.task import Task
@@ -44,12 +43,7 @@ def plant(policy: Policy, task: Task, config: NodeConfig, room: int) -> Tree:
     """
     golden = task.golden or ""
     path = encode_path(policy, task, golden)
-    if len(path.ids) + room > policy.max_length:
-        raise TaskError(
-            f"task {task.id!r}: its golden path has {len(path.ids)} tokens and branches up to "
-            f"{room} more, but the model reads {policy.max_length}; shorten the task, lower "
-            "grow.max_tokens, or set tasks.too_long=skip"
-        )
+    check_room(policy, task, path, room, "grow.max_tokens")
     return Tree(
         task.id,
         path.ids[: path.n_prompt],

@@ -23,7 +23,7 @@ import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from treeplay.errors import ModelError
+from treeplay.errors import ModelError, TaskError
 from treeplay.tasks.task import Task
 
 EMBEDDED = "smollm2"
@@ -114,7 +114,13 @@ def load_policy(config: ModelConfig) -> Policy:
         raise ModelError(
             f"{config.name!r} has no chat template; use model.style=complete for base models"
         )
-    model.to(_device(config.device)).eval()
+    try:
+        model.to(_device(config.device)).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(
+            f"cannot put the model on the device {config.device!r}: {_first_line(error)}; "
+            "use model.device=cpu, or auto"
+        ) from error
     return Policy(model, tokenizer, config.style, identity)
 
 
@@ -218,6 +224,17 @@ def encode_path(policy: Policy, task: Task, answer: str = "") -> TokenPath:
         ids = head[0] + tail_ids
         starts = head[1] + [start + len(prompt) for start in tail_starts]
     return TokenPath(tuple(ids), n_prompt, tuple(start - len(prompt) for start in starts))
+
+
+def check_room(policy: Policy, task: Task, path: TokenPath, room: int, setting: str) -> None:
+    """Raises :class:`TaskError` where ``room`` tokens (named by ``setting``) more than ``path``
+    do not fit into the model's context."""
+    if len(path.ids) + room > policy.max_length:
+        raise TaskError(
+            f"task {task.id!r} has {len(path.ids)} tokens and up to {room} more are sampled, but "
+            f"the model reads {policy.max_length}; shorten the task, lower {setting}, or set "
+            "tasks.too_long=skip"
+        )
 
 
 def _encode(policy: Policy, text: str, special: bool) -> tuple[list[int], list[int]]:
