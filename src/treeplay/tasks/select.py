@@ -73,7 +73,7 @@ def train_tasks(config: TaskConfig, seed: int) -> list[Task]:
 
 def eval_suites(config: TaskConfig) -> list[Suite]:
     """Evaluation suites in the form asked for; tasks that have no such form are left out."""
-    suites = []
+    suites: list[Suite] = []
     for source in config.eval:
         name = source if source == STARTER else Path(source).stem
         every = load_tasks(source)
@@ -84,6 +84,11 @@ def eval_suites(config: TaskConfig) -> list[Suite]:
             raise TaskError(
                 f"{source} has no task to evaluate in form {config.form!r}; "
                 "check tasks.eval, tasks.languages and tasks.form"
+            )
+        if any(suite.name == name for suite in suites):
+            raise TaskError(
+                f"two sources in tasks.eval are called {name!r}; rename one, so that their results "
+                "can be told apart"
             )
         suites.append(Suite(name, tasks))
     return suites
