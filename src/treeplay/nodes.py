@@ -63,7 +63,8 @@ def boundary(path: TokenPath, offset: int) -> int:
     """
     position = path.n_prompt
     for index in range(path.n_prompt, len(path.ids)):
-        if path.starts[index] <= offset:
+        # The bytes of one character may be tokens of their own, with one start: take the first.
+        if path.starts[position] < path.starts[index] <= offset:
             position = index
     return position
 
