@@ -176,15 +176,18 @@ def _golden(task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ..
 
 def _branch_ids(task: Task, tree: Tree, branch: Branch, extent: Extent) -> tuple[int, ...]:
     """A branch's token ids to the end of the statement that decides (the first finding's, else
-    the first), or of the answer. An end mark is part of the full extent only."""
+    the first), or of the answer. An end mark is part of the full extent only. A grafted branch
+    wrote one statement; what follows it is golden, even where a finding lies there."""
     node = tree.nodes[branch.node]
-    if extent == "full":
+    grafted = branch.completion == "graft" and node.branch is None
+    if extent == "full" and not grafted:
         if branch.ended == "eos":
             return branch.ids
         return _up_to(branch.ids, branch.starts, len(branch.answer))
     at = node.offset
-    if branch.verdict and branch.verdict.label == "vulnerable" and branch.verdict.findings:
-        at = max(at, line_offset(task, branch.answer, branch.verdict.findings[0].line_start))
+    verdict = branch.verdict
+    if verdict and verdict.label == "vulnerable" and verdict.findings and not grafted:
+        at = max(at, line_offset(task, branch.answer, verdict.findings[0].line_start))
     end = _statement_end(task, branch.answer, at)
     return _up_to(branch.ids, branch.starts, end)
 
