@@ -6,6 +6,8 @@ again. So each can be run alone, looked at, replaced, and resumed (see :mod:`tre
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +25,14 @@ from treeplay.evaluate import Answer, sample_answers
 from treeplay.grow import deepen, grow, plant
 from treeplay.judge.judge import Judge
 from treeplay.metrics import Scored, scored_to_json
-from treeplay.policy.model import Policy, adapter_digest, load_adapter, load_policy
+from treeplay.policy.model import (
+    Policy,
+    adapter_digest,
+    check_room,
+    encode_path,
+    load_adapter,
+    load_policy,
+)
 from treeplay.progress import Reporter
 from treeplay.run import Run, read_jsonl, staged, write_json, write_jsonl
 from treeplay.sandbox import Sandbox, check_sandbox
@@ -61,12 +70,17 @@ class Game:
         with run.timed("load"), reporter.stage("load model", 1) as meter:
             self.policy = load_policy(config.model)
             meter.advance(1)
+        if training and config.model.adapter:  # the base of this run is model and adapter
+            self.policy = replace(self.policy, model=self.policy.model.merge_and_unload())
         check_packable(self.policy.model, config.train)
         run.name(name, self.policy.identity)
+        self._leave_out_what_does_not_fit()
+        every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
+        lines = [json.dumps(task_to_json(task)) for task in every]
+        run.name("tasks", hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge.workers)
         run.name("judge", self.judge.identity())
         if not (run.folder / "tasks.jsonl").is_file():
-            every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
             write_jsonl(run.path("tasks.jsonl"), [task_to_json(task) for task in every])
 
     def _warn_of_contamination(self) -> None:
@@ -77,6 +91,37 @@ class Game:
                     f"warning: {suite.name}: {one.task_id} shares {one.fraction:.0%} of its "
                     f"13-grams with the training task {one.nearest_id}"
                 )
+
+    def _leave_out_what_does_not_fit(self) -> None:
+        """Refuse or skip, before anything is made, tasks that the model cannot read whole."""
+        config = self.config
+
+        def fits(task: Task, answers: Sequence[str | None], room: int, setting: str) -> bool:
+            try:
+                for answer in answers:
+                    path = encode_path(self.policy, task, answer or "")
+                    check_room(self.policy, task, path, room, setting)
+            except TaskError as error:
+                if config.tasks.too_long != "skip":
+                    raise
+                self.reporter.say(f"skipped: {error}")
+                return False
+            return True
+
+        def given(task: Task) -> list[str | None]:
+            return [task.golden, task.vulnerable if config.method == "dpo" else None]
+
+        room = config.grow.max_tokens
+        kept = [t for t in self.tasks if fits(t, given(t), room, "grow.max_tokens")]
+        if self.tasks and not kept:
+            raise TaskError("no training task fits the model's context; shorten them")
+        self.tasks = kept
+        room = config.eval.max_tokens
+        for i, suite in enumerate(self.suites):
+            asked = tuple(t for t in suite.tasks if fits(t, [None], room, "eval.max_tokens"))
+            if not asked:
+                raise TaskError(f"no task of {suite.name} fits the model's context; shorten them")
+            self.suites[i] = replace(suite, tasks=asked)
 
     # Players. Round 0 is the base model, round r the adapter that round r trained.
 
@@ -128,14 +173,8 @@ class Game:
         return trees
 
     def _plant(self, policy: Policy) -> list[Tree]:
-        trees = []
-        for task in self.tasks:
-            try:
-                trees.append(plant(policy, task, self.config.nodes, self.config.grow.max_tokens))
-            except TaskError as error:
-                if self.config.tasks.too_long != "skip":
-                    raise
-                self.reporter.say(f"skipped: {error}")
+        room = self.config.grow.max_tokens
+        trees = [plant(policy, task, self.config.nodes, room) for task in self.tasks]
         bare = sum(not tree.nodes for tree in trees)
         if bare and self.config.method not in WITHOUT_BRANCHES:
             self.reporter.say(f"{bare} of {len(trees)} training tasks have no risk node")
