@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -119,6 +120,9 @@ def evaluate(
     resume: Resume = False,
 ) -> None:
     """Evaluate a player of a run (RECIPE --round N), or any model (--model M --tasks FILE)."""
+    if model is not None and recipe is not None and "=" in recipe:
+        overrides = [recipe, *(overrides or [])]  # a setting, not a recipe
+        recipe = None
     if (recipe is None) == (model is None):
         raise TreeplayError("eval takes a recipe, or --model with --tasks; give one of the two")
     if recipe is not None:
@@ -135,8 +139,9 @@ def evaluate(
         "tasks.form": form,
         "out": folder,
     }
-    given = [f"{key}={value}" for key, value in settings.items() if value is not None]
-    given += [f"tasks.eval=[{tasks!r}]", *(overrides or [])]
+    settings["tasks.eval"] = [tasks]
+    given = [f"{key}={_quoted(value)}" for key, value in settings.items() if value is not None]
+    given += overrides or []
     game = _game(None, given, resume, name=name, training=False)
     game.evaluate(0)
     _report(game.run.folder)
@@ -257,6 +262,11 @@ def _game(
 
     config = load_config(recipe, overrides or [])
     return Game(open_run(config, resume=resume), Reporter(err), name=name, training=training)
+
+
+def _quoted(value: Any) -> str:
+    """A value as JSON: YAML in which no path is taken for a number or a mapping."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _dry_run(recipe: str, overrides: list[str] | None) -> None:
