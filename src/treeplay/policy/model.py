@@ -8,6 +8,7 @@ safetensors or GGUF, never from pickle; ``trust_remote_code`` stays off.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import io
@@ -248,9 +249,21 @@ def _encode(policy: Policy, text: str, special: bool) -> tuple[list[int], list[i
 
 def decode(policy: Policy, ids: tuple[int, ...] | list[int]) -> str:
     """The text of sampled ids, end marks left out."""
+    lead, length = _lead_in(policy.tokenizer)
     kept = [token for token in ids if token not in policy.stop_ids]
-    text: str = policy.tokenizer.decode(kept, clean_up_tokenization_spaces=False)
-    return text
+    text: str = policy.tokenizer.decode([*lead, *kept], clean_up_tokenization_spaces=False)
+    return text[length:]
+
+
+@functools.lru_cache(maxsize=8)
+def _lead_in(tokenizer: Any) -> tuple[tuple[int, ...], int]:
+    """Ids of a letter to decode behind, and the length of their text.
+
+    SentencePiece tokenizers drop a space at the very beginning of what they decode; sampled ids
+    continue a text, and there the space may be indentation.
+    """
+    lead = tuple(tokenizer("x", add_special_tokens=False)["input_ids"])
+    return lead, len(tokenizer.decode(lead, clean_up_tokenization_spaces=False))
 
 
 def _dequantised() -> dict[str, Any]:
