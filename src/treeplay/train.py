@@ -379,5 +379,6 @@ def _save_adapter(model: Any, final: Path) -> None:
     for lora in model.peft_config.values():
         if isinstance(lora.target_modules, set):  # written in one order, whatever the hash seed
             lora.target_modules = sorted(lora.target_modules)
-    model.save_pretrained(str(part), safe_serialization=True)
+    # Embeddings are never trained; asking to look for them would ask the model hub.
+    model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
     part.replace(final)

@@ -221,7 +221,7 @@ def encode_path(policy: Policy, task: Task, answer: str = "") -> TokenPath:
     ids, starts = _encode(policy, prompt + answer, special) if answer else head
     n_prompt = len(head[0])
     if ids[:n_prompt] != head[0]:
-        tail_ids, tail_starts = _encode(policy, answer, False)
+        tail_ids, tail_starts = _encode_tail(policy, answer)
         ids = head[0] + tail_ids
         starts = head[1] + [start + len(prompt) for start in tail_starts]
     return TokenPath(tuple(ids), n_prompt, tuple(start - len(prompt) for start in starts))
@@ -245,6 +245,21 @@ def _encode(policy: Policy, text: str, special: bool) -> tuple[list[int], list[i
         ids.pop()  # some tokenizers close every text; a prompt is not closed
         offsets.pop()
     return ids, offsets
+
+
+def _encode_tail(policy: Policy, text: str) -> tuple[list[int], list[int]]:
+    """Tokenise a text that continues another, without the space that SentencePiece tokenizers put
+    before all they read."""
+    ids, starts = _encode(policy, text, False)
+    if decode(policy, ids) == text:
+        return ids, starts
+    for lead in ("\n", ")", "x"):
+        head, _ = _encode(policy, lead, False)
+        whole, whole_starts = _encode(policy, lead + text, False)
+        if whole[: len(head)] == head:
+            rest = range(len(head), len(whole))
+            return [whole[i] for i in rest], [whole_starts[i] - len(lead) for i in rest]
+    return ids, starts
 
 
 def decode(policy: Policy, ids: tuple[int, ...] | list[int]) -> str:
