@@ -1,0 +1,244 @@
+"""The configuration: strict, layered, every field reachable and read."""
+
+from __future__ import annotations
+
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import pytest
+import yaml
+
+import treeplay
+from treeplay.config import (
+    METHOD_SETTINGS,
+    Config,
+    Method,
+    differing_keys,
+    load_config,
+    recipe_names,
+    to_dict,
+    to_yaml,
+)
+from treeplay.errors import ConfigError
+
+
+def leaves(cls: type = Config, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted key, type, default) of every setting."""
+    hints = get_type_hints(cls)
+    default = cls()
+    for field in fields(cls):
+        kind = hints[field.name]
+        if isinstance(kind, type) and is_dataclass(kind):
+            yield from leaves(kind, f"{path}{field.name}.")
+        else:
+            yield f"{path}{field.name}", kind, getattr(default, field.name)
+
+
+def another(kind: Any, default: Any) -> Any:
+    """A valid value of the type that is not the default."""
+    if get_origin(kind) is Literal:
+        return next(value for value in get_args(kind) if value != default)
+    if get_origin(kind) is tuple:
+        inner = get_args(kind)[0]
+        return [get_args(inner)[-1]] if get_origin(inner) is Literal else ["something"]
+    if get_origin(kind) in (typing.Union, types.UnionType):
+        return another(get_args(kind)[0], default)
+    if kind is bool:
+        return not default
+    if kind is int:
+        return default + 1
+    if kind is float:
+        return default / 2 or 0.25
+    assert kind is str
+    return "something"
+
+
+LEAVES = list(leaves())
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(("key", "kind", "default"), LEAVES, ids=[key for key, _, _ in LEAVES])
+def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path: Path) -> None:
+    value = another(kind, default)
+    config = load_config(None, [f"{key}={yaml.safe_dump(value).splitlines()[0]}"])
+    nested: Any = value
+    for part in reversed(key.split(".")):
+        nested = {part: nested}
+    assert load_config(write(tmp_path, yaml.safe_dump(nested))) == config
+    got: Any = config
+    for part in key.split("."):
+        got = getattr(got, part)
+    assert got == (tuple(value) if isinstance(value, list) else value)
+    if key != "method":  # a method brings settings of its own
+        assert differing_keys(to_dict(Config()), to_dict(config)) == [key]
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in LEAVES])
+def test_every_setting_is_read_somewhere(key: str) -> None:
+    """Somewhere outside this reader, code says ``config.<...>.field`` or, next to the
+    definition, ``self.field``."""
+    name = key.rpartition(".")[2]
+    use = re.compile(rf"\b(?:config|self)\.(?:\w+\.)*{name}\b")
+    root = Path(treeplay.__file__).parent
+    sources = [path for path in root.rglob("*.py") if path.name != "config.py"]
+    assert any(use.search(path.read_text()) for path in sources), f"nothing reads {key}"
+
+
+def test_no_recipe_gives_the_defaults(tmp_path: Path) -> None:
+    assert load_config(None) == load_config(write(tmp_path, "")) == Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rounds: 1\nsead: 3\n", ":2: unknown key 'sead'; did you mean 'seed'?"),
+        (
+            "train:\n  epochs: 1\n  learning_rat: 1\n",
+            ":3: unknown key 'train.learning_rat'; did you mean 'train.learning_rate'?",
+        ),
+        (
+            "train:\n  lora:\n    rr: 4\n",
+            ":3: unknown key 'train.lora.rr'; did you mean 'train.lora.r'?",
+        ),
+        ("qqqqqq: 3\n", ":1: unknown key 'qqqqqq'; known are contrasts, eval, grow,"),
+        ("seed: 1\nrounds: many\n", ":2: rounds is 'many':"),
+        ("train:\n  epochs: 1.5\n", ":2: train.epochs is 1.5:"),
+        ("method: tspp\n", ":1: method is 'tspp':"),
+        ("nodes:\n  sources: [diff, sinc]\n", ":2: nodes.sources.1 is 'sinc':"),
+        ("\nmodel: smollm2\n", ":2: model holds settings of its own; give a mapping"),
+        ("model:\n", ":1: model holds settings of its own; give a mapping"),
+        ("seed: 1\nrounds: 2\nseed: 3\n", ":3: seed is given twice (first at "),
+        ("eval:\n  samples: 1\n  samples: 2\n", ":3: eval.samples is given twice (first at "),
+        ("seed: 1\nrounds: [1, 2\n", ": this is not valid YAML ("),
+        ("seed: 'a\n", ": this is not valid YAML ("),
+        ("out: 2024-13-45\n", ": this is not valid YAML (month must be in 1..12"),
+        ("a: 1\n\tb: 2\n", ":2: this is not valid YAML ("),
+        ("- 1\n- 2\n", ":1: a recipe is a mapping of keys to values"),
+        ("just words\n", ":1: a recipe is a mapping of keys to values"),
+        ("out: !!python/object/apply:os.system ['true']\n", ":1: this is not valid YAML ("),
+    ],
+)
+def test_a_wrong_recipe_is_told_with_its_line(text: str, says: str, tmp_path: Path) -> None:
+    path = write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).startswith(str(path))
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("rounds", "'rounds' is no setting; write it as key=value"),
+        ("=3", "'=3' is no setting"),
+        ("rounds=x", "command line: rounds is 'x':"),
+        ("train.epoch=3", "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        ("rounds=[1", "the value of rounds is not valid YAML"),
+        ("seed=2024-13-45", "the value of seed is not valid YAML"),
+        ("train=3", "command line: train holds settings of its own"),
+        ("rounds.x=3", "rounds is {'x': 3}:"),
+        ("rounds=0", "rounds is 0; it must be at least 1"),
+        ("grow.top_p=0", "grow.top_p is 0.0; it must be above 0 and at most 1"),
+        ("eval.top_p=1.1", "eval.top_p is 1.1; it must be above 0"),
+        ("eval.temperature=-1", "eval.temperature is -1.0; it must not be negative"),
+        ("grow.temperature=.nan", "grow.temperature is nan"),
+        ("train.learning_rate=0", "train.learning_rate is 0.0; it must be above 0"),
+        ("train.learning_rate=.nan", "train.learning_rate is nan; it must be above 0"),
+        ("train.max_grad_norm=0", "train.max_grad_norm is 0.0; it must be above 0"),
+        ("train.warmup=1.5", "train.warmup is 1.5; it must be below 1"),
+        ("train.lora.dropout=1", "train.lora.dropout is 1.0; it must be below 1"),
+        ("model.threads=-1", "model.threads is -1; it must be at least 0"),
+    ],
+)
+def test_a_wrong_override_is_told(override: str, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [override])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_later_layers_win(tmp_path: Path) -> None:
+    path = write(tmp_path, "seed: 1\ntrain: {epochs: 7, beta: 0.5, lora: {r: 2}}\n")
+    config = load_config(path, ["train.epochs=8", "train.lora.alpha=3", "train.epochs=9"])
+    assert (config.seed, config.train.epochs, config.train.beta) == (1, 9, 0.5)
+    assert (config.train.lora.r, config.train.lora.alpha) == (2, 3)
+    assert config.train.learning_rate == Config().train.learning_rate
+    assert load_config(path, ["train={epochs: 3}"]).train.beta == 0.5
+
+
+def test_a_method_brings_its_settings_below_the_recipe_s(tmp_path: Path) -> None:
+    paper = load_config(None, ["method=tsp-paper"])
+    assert paper.nodes.sources == ("annotated",)
+    assert (paper.grow.branches, paper.grow.completion) == (4, "model")
+    assert (paper.contrasts.extent, paper.train.beta, paper.train.alpha) == ("full", 0.1, 0.0)
+    spin = load_config(None, ["method=spin"])
+    assert (spin.nodes.sources, spin.grow.branches) == (("root",), 1)
+    assert load_config(None, ["method=dpo"]).train.alpha == 0.0
+    path = write(tmp_path, "method: tsp-paper\nnodes: {sources: [diff]}\n")
+    mixed = load_config(path, ["grow.branches=3"])
+    assert (mixed.nodes.sources, mixed.grow.branches) == (("diff",), 3)
+    assert (mixed.nodes.place, mixed.grow.completion) == ("statement", "model")
+    # Whichever layer says the method.
+    assert load_config(write(tmp_path, "method: tsp\n"), ["method=spin"]) == spin
+
+
+def test_every_method_has_settings_that_are_valid() -> None:
+    assert set(METHOD_SETTINGS) == set(get_args(Method))
+    for method, given in METHOD_SETTINGS.items():
+        config = to_dict(load_config(None, [f"method={method}"]))
+        assert set(differing_keys(to_dict(Config()), config)) <= {"method", *_dotted(given)}
+
+
+def _dotted(data: dict[str, Any], path: str = "") -> Iterator[str]:
+    for key, value in data.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}"
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_built_in_recipe_loads(name: str) -> None:
+    config = load_config(name)
+    assert config != Config()
+    assert load_config(name, ["seed=9"]).seed == 9
+
+
+def test_an_unknown_recipe_names_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"no recipe 'cpu-dem'; .* one of .*cpu-demo"):
+        load_config("cpu-dem")
+    with pytest.raises(ConfigError, match=r"cannot read the recipe nowhere\.yaml.*check the path"):
+        load_config("nowhere.yaml")
+
+
+def test_a_recipe_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(b"out: \xff\xfe\n")
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_config(path)
+    with pytest.raises(ConfigError, match="cannot read the recipe"):
+        load_config(tmp_path)
+
+
+def test_the_resolved_configuration_reads_back(tmp_path: Path) -> None:
+    config = load_config(None, ["method=tsp-paper", "model.adapter='a b: c'", "tasks.eval=[x, y]"])
+    assert load_config(write(tmp_path, to_yaml(config))) == config
+
+
+def test_differing_keys_are_dotted() -> None:
+    old = to_dict(load_config(None))
+    new = to_dict(load_config(None, ["seed=1", "train.lora.r=2", "nodes.sources=[root]"]))
+    assert differing_keys(old, new) == ["seed", "nodes.sources", "train.lora.r"]
+    assert differing_keys(old, old) == []
+    assert differing_keys({"a": {"b": 1}}, {"a": {}, "c": 2}) == ["a.b", "c"]
