@@ -27,11 +27,14 @@ Weights = Literal["uniform", "rate"]
 class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
     every contrast alike, or by its node's measured vulnerable rate. ``siblings``: also prefer
-    the opponent's own secure branches, not the golden path alone."""
+    the opponent's own secure branches, not the golden path alone. ``anchor``: weight of the
+    likelihood of every task's golden answer beside the contrasts (0: none); it keeps the player
+    writing whole, working answers also where the opponent made no mistake to learn from."""
 
     extent: Extent = "local"
     weights: Weights = "uniform"
     siblings: bool = True
+    anchor: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ def tsp(
 ) -> list[Contrast]:
     """Tree-like self-play: at each node, its secure continuations against its vulnerable ones."""
     out: list[Contrast] = []
+    if config.anchor and tree.golden_ids:
+        counts["anchors"] += 1
+        out.append(Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, (), config.anchor))
     for node in tree.nodes:
         here = [b for b in tree.branches if b.node == node.id and b.verdict is not None]
         counts.update(f"branches_{b.verdict.label}" for b in here if b.verdict)

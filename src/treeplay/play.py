@@ -209,6 +209,15 @@ class Game:
                     seed,
                     meter.tokens,
                 )
+                if self.config.method not in UNJUDGED:
+                    self.judge.judge_ahead(
+                        [
+                            (tasks[i], branch.answer)
+                            for i, tree in zip(group, grown, strict=True)
+                            for branch in tree.branches
+                            if branch.verdict is None
+                        ]
+                    )
                 return [tree_to_json(tree) for tree in grown]
 
             rows = staged(path, groups, work, meter.advance)
@@ -336,6 +345,8 @@ class Game:
                 made = sample_answers(
                     policy, tasks, self.config.eval, self.config.seed, meter.tokens
                 )
+                by_id = {task.id: task for task in tasks}
+                self.judge.judge_ahead([(by_id[answer.task], answer.text) for answer in made])
                 return [vars(answer) for answer in made]
 
             path = self.run.path("eval", f"{player}.{suite.name}.answers")

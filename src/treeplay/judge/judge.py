@@ -7,6 +7,7 @@ program does not have too. Whatever could not be found out is unknown, never sec
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -52,11 +53,26 @@ class Judge:
         self.cache = VerdictCache(cache_path)
         self._digests: dict[int, tuple[Task, str]] = {}
         self._golden_valid: dict[str, bool] = {}
+        self._ahead = ThreadPoolExecutor(max_workers=1)
+        self._begun: list[Future[None]] = []
 
     @staticmethod
     def identity() -> str:
         """The judge's version and those of its tools, in one line."""
         return _identity()
+
+    def judge_ahead(self, items: Sequence[Item]) -> None:
+        """Begin to judge in the background what :meth:`judge_many` will be asked for later.
+
+        The model samples on one core while this uses the other. What goes wrong here is met again,
+        and told, by :meth:`judge_many`.
+        """
+
+        def work() -> None:
+            with contextlib.suppress(Exception):
+                self._judge_many(items, None)
+
+        self._begun.append(self._ahead.submit(work))
 
     def judge_one(self, task: Task, answer: str) -> Verdict:
         return self.judge_many([(task, answer)])[0]
@@ -71,6 +87,18 @@ class Judge:
         :class:`~treeplay.errors.SandboxError` when programs must be run and no sandbox can be had;
         verdicts reached before are kept.
         """
+        try:
+            for future in self._begun:
+                future.result()
+        except BaseException:
+            self._ahead.shutdown(wait=False, cancel_futures=True)
+            raise
+        self._begun.clear()
+        return self._judge_many(items, progress)
+
+    def _judge_many(
+        self, items: Sequence[Item], progress: Callable[[int], None] | None
+    ) -> list[Verdict]:
         places: dict[str, list[int]] = {}
         for place, (task, answer) in enumerate(items):
             places.setdefault(self._key(task, answer), []).append(place)
