@@ -44,7 +44,7 @@ def find_nodes(task: Task, path: TokenPath, config: NodeConfig) -> list[Node]:
     chosen: dict[int, tuple[int, Source, str | None]] = {}
     for source in config.sources:
         for char, cwe in _risks(task, source):
-            for offset in _places(task, char, config.place):
+            for offset in [0] if source == "root" else _places(task, char, config.place):
                 position = boundary(path, offset)
                 chosen.setdefault(position, (path.starts[position], source, cwe))
         if len(chosen) >= config.per_task:
