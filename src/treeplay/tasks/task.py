@@ -12,7 +12,7 @@ sequence it has never seen.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from treeplay.errors import TaskError
 
