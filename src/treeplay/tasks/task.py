@@ -28,6 +28,8 @@ class Tests:
     the text may use is set out in :mod:`treeplay.judge.execute`.
     """
 
+    __test__: ClassVar[bool] = False  # pytest: no test case, whatever its name
+
     functional: str
     security: str
 
