@@ -31,7 +31,7 @@ from treeplay.contrasts import Contrast
 from treeplay.errors import ModelError, RunError
 from treeplay.losses import margin, nll_loss, preference_loss
 from treeplay.policy.attention import why_not_packable
-from treeplay.policy.model import Policy, load_adapter
+from treeplay.policy.model import Policy, load_adapter, quiet
 from treeplay.policy.sample import seed_of
 from treeplay.policy.score import Span, packed_logps, plain_logps
 
@@ -249,6 +249,7 @@ def _with_adapter(base: Any, config: TrainConfig, start_from: Path | None) -> An
         task_type="CAUSAL_LM",
     )
     try:
+        with quiet():
         return get_peft_model(base, lora)
     except ValueError as error:
         raise ModelError(

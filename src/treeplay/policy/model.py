@@ -91,7 +91,7 @@ def load_policy(config: ModelConfig) -> Policy:
     source = {"gguf_file": gguf} if gguf else {}
     dtype = getattr(torch, config.dtype)
     try:
-        with _quiet():
+        with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, **source)
             kind = _dequantised() if gguf else {"use_safetensors": True}
             model = AutoModelForCausalLM.from_pretrained(
@@ -164,7 +164,8 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; name a PEFT adapter folder")
     try:
-        return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+        with quiet():
+            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except Exception as error:
         raise ModelError(
             f"cannot put the adapter {folder} on the model: {_first_line(error)}"
@@ -323,8 +324,8 @@ def _first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and notices of the libraries would tear the run's own progress display."""
+def quiet() -> Iterator[None]:
+    """Hush the libraries: their loading bars and notices would tear the run's own progress display."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

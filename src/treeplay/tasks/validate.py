@@ -5,9 +5,6 @@ group and is exploited in the security group; an answer that does nothing passes
 is not exploited either; cutting the golden and the vulnerable answer the way a model's answer is
 cut changes nothing; the ``exercise`` expression matches both. Over all tasks: ids differ, and no
 task of another split shares a tenth of its 13-grams with the train tasks.
-
-``python -m treeplay.tasks.validate [PATH...]`` prints a line a task; paths are task files or
-folders of them, by default the starter pack.
 """
 
 from __future__ import annotations
