@@ -250,7 +250,7 @@ def _with_adapter(base: Any, config: TrainConfig, start_from: Path | None) -> An
     )
     try:
         with quiet():
-        return get_peft_model(base, lora)
+            return get_peft_model(base, lora)
     except ValueError as error:
         raise ModelError(
             f"cannot put an adapter on {', '.join(targets)}: {error}; name modules of this model "

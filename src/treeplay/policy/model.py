@@ -325,7 +325,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Hush the libraries: their loading bars and notices would tear the run's own progress display."""
+    """Hush the libraries: their bars and notices would tear the run's own progress display."""
     with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
