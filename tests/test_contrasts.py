@@ -1,0 +1,315 @@
+"""Contrasts of hand-made trees: what is preferred to what, and how far each extent goes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import get_args
+
+import pytest
+from conftest import byte_tokenizer, tiny_llama
+from hand import Grown, at, hand_task, hand_tree, spelled, with_branch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeplay.contrasts import (
+    METHODS,
+    Contrast,
+    ContrastConfig,
+    contrast_from_json,
+    contrast_to_json,
+    draw_contrasts,
+)
+from treeplay.grow import deepen
+from treeplay.judge.verdict import LABELS, Label
+from treeplay.policy.model import Policy, decode
+from treeplay.tree import Tree
+
+POLICY = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
+TASK = hand_task()
+QUERY = at(TASK, "query")
+EXECUTE = at(TASK, "cur")
+LOCAL = ContrastConfig()
+GOOD = '"SELECT * FROM t WHERE n = ?"'
+
+
+def drawn(tree: Tree, config: ContrastConfig = LOCAL, method: str = "tsp") -> list[Contrast]:
+    return list(draw_contrasts(method, POLICY, [TASK], [tree], config).contrasts)
+
+
+def text(ids: tuple[int, ...]) -> str:
+    return decode(POLICY, ids)
+
+
+def pairs(contrasts: list[Contrast]) -> list[tuple[str, str]]:
+    return [(text(c.chosen), text(c.rejected)) for c in contrasts]
+
+
+def tree_of(*grown: Grown, offsets: tuple[int, ...] = (QUERY,)) -> Tree:
+    return hand_tree(POLICY, TASK, list(offsets), list(grown))
+
+
+BAD = Grown(0, 'query = "... " + name\n    cur = 1\n    return 1\n', "vulnerable", line=0)
+
+
+def test_golden_against_a_vulnerable_branch() -> None:
+    tree = tree_of(BAD)
+    (one,) = drawn(tree)
+    assert pairs([one]) == [(f"query = {GOOD}", 'query = "... " + name')]
+    assert one.prefix == tree.prefix(tree.nodes[0])
+    assert spelled(POLICY, tree, tree.nodes[0]) == "\n    "
+    assert (one.task, one.node, one.weight) == (TASK.id, 0, 1.0)
+
+
+def test_the_local_extent_ends_with_the_statement_of_the_finding() -> None:
+    long = 'query = "..."\n    cur = db.execute(\n        query + name,\n    )\n    return 1\n'
+    for line in (1, 2, 3):  # any line of the second statement
+        (one,) = drawn(tree_of(Grown(0, long, "vulnerable", line=line)))
+        assert text(one.rejected) == long[: long.index("\n    return")]
+    (first,) = drawn(tree_of(Grown(0, long, "vulnerable", line=0)))
+    assert text(first.rejected) == 'query = "..."'
+    (last,) = drawn(tree_of(Grown(0, long, "vulnerable", line=4)))
+    assert text(last.rejected) == long.rstrip()
+    # A finding before the node (the prompt's own line, say) decides nothing earlier than the node.
+    (before,) = drawn(tree_of(Grown(0, long, "vulnerable", line=-3)))
+    assert text(before.rejected) == 'query = "..."'
+    (nowhere,) = drawn(tree_of(Grown(0, long, "vulnerable")))
+    assert text(nowhere.rejected) == 'query = "..."'
+
+
+def test_the_full_extent_is_the_whole_answer() -> None:
+    more = BAD.text + "\n\ndef other():\n    pass\n"
+    config = ContrastConfig(extent="full")
+    golden = (TASK.golden or "")[QUERY:]
+    (one,) = drawn(tree_of(replace(BAD, text=more)), config)
+    assert pairs([one]) == [(golden, BAD.text)]
+    assert one.rejected[-1] != 0
+    (ended,) = drawn(tree_of(replace(BAD, ended="eos")), config)
+    assert ended.rejected[-1] == 0  # the end mark was the model's own decision
+    (local,) = drawn(tree_of(replace(BAD, text='query = "a" + name', ended="eos")))
+    assert 0 not in local.rejected
+
+
+def test_a_node_in_the_middle_of_a_statement() -> None:
+    offset = at(TASK, GOOD)
+    tree = tree_of(Grown(0, 'f"{name}"\n    return 1\n', "vulnerable", line=0), offsets=(offset,))
+    assert pairs(drawn(tree)) == [(GOOD, 'f"{name}"')]
+
+
+def test_a_grafted_branch_is_its_own_statement_only() -> None:
+    """What follows it is golden, so a finding that lies there still speaks of the branch, and
+    neither the golden rest nor an end mark is taken from what was sampled."""
+    sampled = 'query = "..." + name\n    oops = 1\n    oops = 2\n'
+    own = 'query = "..." + name'
+    for line in (0, 1, 2):
+        for config in (LOCAL, ContrastConfig(extent="full")):
+            for ended in ("answer", "eos"):
+                one = Grown(0, sampled, "vulnerable", line, ended, "graft")
+                tree = tree_of(one)
+                rest = (TASK.golden or "")[EXECUTE - 4 :]
+                grafted = replace(tree.branches[0], answer=f"\n    {own}\n{rest}")
+                (contrast,) = drawn(replace(tree, branches=(grafted,)), config)
+                assert text(contrast.rejected) == own
+                assert 0 not in contrast.rejected
+
+
+def test_secure_siblings_are_preferred_too() -> None:
+    safe = Grown(0, "query = safe(name)\n    return 2\n", "secure")
+    assert pairs(drawn(tree_of(BAD, safe))) == [
+        (f"query = {GOOD}", 'query = "... " + name'),
+        ("query = safe(name)", 'query = "... " + name'),
+    ]
+    alone = drawn(tree_of(BAD, safe), ContrastConfig(siblings=False))
+    assert pairs(alone) == [(f"query = {GOOD}", 'query = "... " + name')]
+
+
+def test_equal_branches_count_once() -> None:
+    assert len(drawn(tree_of(BAD, BAD, BAD))) == 1
+    tail = replace(BAD, text=BAD.text.replace("return 1", "return 9"))
+    assert len(drawn(tree_of(BAD, tail))) == 1  # they differ behind the extent
+
+
+def test_more_mistakes_than_answers_and_the_other_way_round() -> None:
+    bad = [Grown(0, f"query = {i} + name\n", "vulnerable", 0) for i in range(3)]
+    safe = [Grown(0, f"query = safe({i})\n", "secure") for i in range(4)]
+    few = drawn(tree_of(*bad, safe[0]))
+    assert [r for _, r in pairs(few)] == [f"query = {i} + name" for i in range(3)]
+    assert {c for c, _ in pairs(few)} == {f"query = {GOOD}", "query = safe(0)"}
+    many = drawn(tree_of(bad[0], *safe))
+    assert [c for c, _ in pairs(many)] == [f"query = {GOOD}"] + [
+        f"query = safe({i})" for i in range(4)
+    ]
+    assert {r for _, r in pairs(many)} == {"query = 0 + name"}
+
+
+def test_nothing_is_learnt_where_nothing_went_wrong() -> None:
+    assert drawn(tree_of(Grown(0, "query = safe(name)\n", "secure"))) == []
+    assert drawn(tree_of()) == []
+
+
+def test_tokens_that_end_well_and_badly_decide_nothing() -> None:
+    late = Grown(0, "query = same\n    cur = bad\n", "vulnerable", line=0)
+    good = Grown(0, "query = same\n    cur = good\n", "secure")
+    found = draw_contrasts("tsp", POLICY, [TASK], [tree_of(late, good)], LOCAL)
+    assert found.contrasts == ()
+    assert found.counts["undecided"] == 1
+    golden = tree_of(Grown(0, (TASK.golden or "")[QUERY:], "vulnerable", line=0))
+    assert drawn(golden) == []  # the golden text itself is never rejected
+
+
+def test_rate_weights() -> None:
+    labels: list[Label] = ["vulnerable", "secure", "secure", "invalid", "unknown", "inert"]
+    grown = [Grown(0, f"query = f{i}(name)\n", label, 0) for i, label in enumerate(labels)]
+    contrasts = drawn(tree_of(*grown, grown[0]), ContrastConfig(weights="rate"))
+    assert {c.weight for c in contrasts} == {0.5}  # two of the four that are either
+    assert {c.weight for c in drawn(tree_of(*grown, grown[0]))} == {1.0}
+
+
+def test_labels_are_counted() -> None:
+    grown = [Grown(0, f"query = f{i}(name)\n", label, 0) for i, label in enumerate(LABELS)]
+    counts = draw_contrasts("tsp", POLICY, [TASK], [tree_of(*grown)], LOCAL).counts
+    assert {k: v for k, v in counts.items() if k.startswith("branches_")} == {
+        f"branches_{label}": 1 for label in LABELS
+    }
+    assert counts["contrasts"] == 2
+
+
+GROWN = st.lists(
+    st.tuples(
+        st.integers(0, 1),
+        st.integers(0, 3),
+        st.integers(0, 3),
+        st.sampled_from([*LABELS, None]),
+        st.sampled_from([None, 0, 1, 2]),
+        st.sampled_from(["answer", "eos", "length"]),
+    ),
+    max_size=12,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    GROWN,
+    st.sampled_from(["local", "full"]),
+    st.sampled_from(["uniform", "rate"]),
+    st.booleans(),
+)
+def test_what_is_never_done(
+    grown: list[tuple[int, int, int, Label | None, int | None, str]],
+    extent: str,
+    weights: str,
+    siblings: bool,
+) -> None:
+    """Secure branches are never rejected; invalid, inert and unknown ones are never used at all;
+    golden tokens are never rejected; chosen is golden or the very text of a secure branch."""
+    config = ContrastConfig(extent, weights, siblings)  # type: ignore[arg-type]
+    offsets = (QUERY, EXECUTE)
+    branches = [
+        Grown(n, f"a = {i}\n    b = {j}\n    return 0\n", label, line, ended)  # type: ignore[arg-type]
+        for n, i, j, label, line, ended in grown
+    ]
+    tree = tree_of(*branches, offsets=offsets)
+    for contrast in drawn(tree, config):
+        node = tree.nodes[contrast.node]
+        here = [b for b in tree.branches if b.node == node.id and b.verdict]
+        secure = [b.ids for b in here if b.verdict and b.verdict.label == "secure"]
+        vulnerable = [b.ids for b in here if b.verdict and b.verdict.label == "vulnerable"]
+        golden = tree.path(None)[node.position :]
+        assert contrast.prefix == tree.prefix(node)
+        assert contrast.chosen
+        assert contrast.rejected
+        assert contrast.chosen != contrast.rejected
+        assert any(starts(ids, contrast.rejected) for ids in vulnerable)
+        assert not starts(golden, contrast.rejected)
+        from_golden = starts(golden, contrast.chosen)
+        from_sibling = any(starts(ids, contrast.chosen) for ids in secure)
+        assert from_golden or (siblings and from_sibling)
+        extents = secure if extent == "full" else [first_statement(ids) for ids in secure]
+        assert contrast.rejected not in extents
+        assert 0 < contrast.weight <= 1
+
+
+def starts(ids: tuple[int, ...], part: tuple[int, ...]) -> bool:
+    return ids[: len(part)] == part
+
+
+def first_statement(ids: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(POLICY.tokenizer(text(ids).split("\n")[0])["input_ids"])
+
+
+# Late nodes: a branch that went wrong in a later statement gets a node of its own.
+
+LATE = Grown(0, "query = start(name)\n    cur = db.execute(query + name)\n    return 1\n", line=1)
+
+
+def late_tree(*siblings: Grown) -> Tree:
+    (tree,) = deepen([TASK], [tree_of(LATE)])
+    assert [node.branch for node in tree.nodes] == [None, 0]
+    for one in siblings:
+        tree = with_branch(POLICY, TASK, tree, one)
+    return tree
+
+
+@pytest.mark.parametrize("siblings", [True, False])
+def test_at_a_late_node_only_a_secure_sibling_is_preferred(siblings: bool) -> None:
+    config = ContrastConfig(siblings=siblings)
+    bad = Grown(1, "    cur = db.execute(query % name)\n    return 1\n", "vulnerable", line=1)
+    safe = Grown(1, "    cur = db.execute(query, [name])\n    return 1\n", "secure")
+    tree = late_tree(bad)
+    assert {c.node for c in drawn(tree, config)} == {0}  # no golden text there, so no contrast
+    tree = late_tree(bad, safe)
+    (late,) = [c for c in drawn(tree, config) if c.node == 1]
+    assert pairs([late]) == [
+        ("    cur = db.execute(query, [name])", "    cur = db.execute(query % name)")
+    ]
+    assert late.prefix == tree.prefix(tree.nodes[1])
+    assert text(late.prefix).endswith("query = start(name)\n")
+
+
+# The other methods.
+
+
+@pytest.mark.parametrize("method", ["tsp-paper", "spin"])
+def test_the_paper_rejects_every_branch_unseen(method: str) -> None:
+    grown = [
+        Grown(0, f"query = {i}\n    return 0\n", label, 0, "answer")
+        for i, label in enumerate([*LABELS, None])
+    ]
+    golden = Grown(0, (TASK.golden or "")[QUERY:], "secure")
+    found = draw_contrasts(method, POLICY, [TASK], [tree_of(*grown, golden)], LOCAL)
+    assert pairs(list(found.contrasts)) == [
+        ((TASK.golden or "")[QUERY:], f"query = {i}\n    return 0\n") for i in range(6)
+    ]
+    assert {c.weight for c in found.contrasts} == {1.0}
+    assert found.counts["branches_unjudged"] == 7
+
+
+def test_sft_is_the_golden_answer_alone() -> None:
+    (one,) = drawn(tree_of(BAD), method="sft")
+    assert text(one.prefix) == TASK.prompt
+    assert (text(one.chosen), one.rejected) == (TASK.golden, ())
+    assert one.node == -1
+
+
+def test_dpo_is_the_given_pair() -> None:
+    tree = tree_of(BAD)
+    (one,) = drawn(tree, method="dpo")
+    assert one.prefix == tree.prompt_ids
+    assert pairs([one]) == [(TASK.golden, TASK.vulnerable)]
+    found = draw_contrasts("dpo", POLICY, [replace(TASK, vulnerable=None)], [tree], LOCAL)
+    assert found.contrasts == ()
+    assert found.counts["without_vulnerable_reference"] == 1
+
+
+def test_every_method_has_its_contrasts() -> None:
+    from treeplay.config import Method
+
+    assert set(METHODS) == set(get_args(Method))
+
+
+def test_contrasts_keep_through_json() -> None:
+    import json
+
+    for method in METHODS:
+        for one in drawn(tree_of(BAD, Grown(0, "query = safe(name)\n", "secure")), method=method):
+            scored = replace(one, chosen_opp=(-0.5,) * len(one.chosen))
+            assert contrast_from_json(json.loads(json.dumps(contrast_to_json(scored)))) == scored
