@@ -92,18 +92,22 @@ def tsp(
         counts.update(f"branches_{b.verdict.label}" for b in here if b.verdict)
         bad: Counter[tuple[int, ...]] = Counter()
         good: dict[tuple[int, ...], None] = {}
+        secure: set[tuple[int, ...]] = set()
         if node.branch is None:
             good[_golden(task, tree, node, config.extent)] = None
         for branch in here:
             label = branch.verdict.label if branch.verdict else "unknown"
             if label == "vulnerable":
                 bad[_branch_ids(task, tree, branch, config.extent)] += 1
-            elif label == "secure" and (config.siblings or node.branch is not None):
-                good[_branch_ids(task, tree, branch, config.extent)] = None
+            elif label == "secure":
+                ids = _branch_ids(task, tree, branch, config.extent)
+                secure.add(ids)
+                if config.siblings or node.branch is not None:
+                    good[ids] = None
         bad.pop((), None)
         good.pop((), None)
         # The same tokens can end well and badly (a late mistake): then they decide nothing here.
-        both = set(bad) & set(good)
+        both = set(bad) & (set(good) | secure)
         counts["undecided"] += len(both)
         chosen = [ids for ids in good if ids not in both]
         rejected = {ids: n for ids, n in bad.items() if ids not in both}
