@@ -236,6 +236,15 @@ def first_statement(ids: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(POLICY.tokenizer(text(ids).split("\n")[0])["input_ids"])
 
 
+def test_an_anchor_is_every_golden_answer_beside_the_contrasts() -> None:
+    config = ContrastConfig(anchor=0.5)
+    anchor, contrast = drawn(tree_of(BAD), config)
+    assert (anchor.prefix, anchor.rejected, anchor.weight) == (tree_of().prompt_ids, (), 0.5)
+    assert text(anchor.chosen) == TASK.golden
+    assert [contrast] == drawn(tree_of(BAD))
+    assert drawn(tree_of(), config) == [anchor]
+
+
 # Late nodes: a branch that went wrong in a later statement gets a node of its own.
 
 LATE = Grown(0, "query = start(name)\n    cur = db.execute(query + name)\n    return 1\n", line=1)

@@ -1,0 +1,337 @@
+"""Growing: seeded, on exact token prefixes, completed as asked, and deeper where it went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_llama
+from hand import GOLDEN, Grown, at, hand_task, hand_tree, spelled, verdict_of, with_branch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from treeplay import grow as grow_module
+from treeplay.grow import GrowConfig, deepen, grow, line_offset, plant
+from treeplay.nodes import NodeConfig
+from treeplay.policy.model import Policy, decode
+from treeplay.policy.sample import Request, Sample, SampleConfig
+from treeplay.policy.score import plain_logps
+from treeplay.tasks.task import make_task
+from treeplay.tree import Node, Tree, tree_from_json, tree_to_json
+
+POLICY = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
+TASK = hand_task()
+OTHER = hand_task(id="other", golden='    db.execute("é€", name)\n    return 1\n', vulnerable=None)
+NODES = NodeConfig(("root", "diff", "sink"), "both", per_task=4)
+CONFIG = GrowConfig(branches=3, max_tokens=6)
+QUERY, EXECUTE = at(TASK, "query"), at(TASK, "cur")
+
+
+def planted(*tasks: Any) -> list[Tree]:
+    return [plant(POLICY, task, NODES, 8) for task in tasks]
+
+
+def test_every_node_gets_its_branches() -> None:
+    trees = grow(POLICY, [TASK, OTHER], planted(TASK, OTHER), CONFIG, 0)
+    for tree in trees:
+        assert len(tree.nodes) > 1
+        assert [b.id for b in tree.branches] == list(range(len(tree.branches)))
+        for node in tree.nodes:
+            assert sum(b.node == node.id for b in tree.branches) == 3
+
+
+@pytest.mark.parametrize("completion", ["model", "graft"])
+def test_a_branch_continues_the_exact_prefix(completion: Any) -> None:
+    """Its ids behind the node's prefix spell the answer's text before the node and its own; its
+    raw log-probs are the plain model's."""
+    config = replace(CONFIG, completion=completion)
+    for tree in grow(POLICY, [TASK, OTHER], planted(TASK, OTHER), config, 0):
+        for branch in tree.branches:
+            node = tree.nodes[branch.node]
+            prefix = tree.prefix(node)
+            path = tree.path(branch.id)
+            assert path == prefix + branch.ids
+            assert decode(POLICY, path[len(tree.prompt_ids) :]) == (
+                tree.golden[: node.offset] + branch.text
+            )
+            assert branch.starts[0] == node.offset
+            assert list(branch.starts) == sorted(branch.starts)
+            assert branch.answer.startswith(tree.golden[: node.offset])
+            with torch.no_grad():
+                (logps,) = plain_logps(POLICY.model, [path], [(len(prefix), len(path))])
+            torch.testing.assert_close(torch.tensor(branch.logps), logps, atol=1e-4, rtol=0)
+
+
+def test_the_same_seed_grows_the_same_tree_whatever_grows_beside_it() -> None:
+    together = grow(POLICY, [TASK, OTHER], planted(TASK, OTHER), CONFIG, 5)
+    alone = grow(POLICY, [OTHER], planted(OTHER), replace(CONFIG, rows_at_once=2), 5)
+    ids = [[b.ids for b in tree.branches] for tree in (together[1], alone[0])]
+    assert ids[0] == ids[1]
+    assert grow(POLICY, [TASK, OTHER], planted(TASK, OTHER), CONFIG, 5) == together
+
+
+def test_another_seed_grows_another_tree() -> None:
+    one, two = (grow(POLICY, [TASK], planted(TASK), CONFIG, seed)[0] for seed in (1, 2))
+    assert [b.ids for b in one.branches] != [b.ids for b in two.branches]
+    assert one.nodes == two.nodes
+
+
+def test_progress_counts_tokens() -> None:
+    counts: list[int] = []
+    (tree,) = grow(POLICY, [TASK], planted(TASK), CONFIG, 0, counts.append)
+    assert sum(counts) == sum(len(b.ids) for b in tree.branches)
+
+
+def test_a_grown_tree_keeps_through_json() -> None:
+    import json
+
+    (tree,) = grow(POLICY, [TASK], planted(TASK), CONFIG, 0)
+    back = tree_from_json(json.loads(json.dumps(tree_to_json(tree))))
+    rounded = [replace(b, logps=tuple(round(x, 6) for x in b.logps)) for b in tree.branches]
+    assert back == replace(tree, branches=tuple(rounded))
+
+
+Sampler = Callable[..., list[list[Sample]]]
+
+
+def writes(*texts: str, asked: list[Request] | None = None) -> Sampler:
+    """A sampler that writes these texts, a row each in turn, until the answer's end is seen."""
+
+    def sampler(
+        model: Any,
+        requests: Sequence[Request],
+        config: SampleConfig,
+        stop_ids: frozenset[int],
+        done: Callable[[int, int, Sequence[int]], bool],
+        progress: Any,
+    ) -> list[list[Sample]]:
+        left = iter(texts)
+        out = []
+        for r, request in enumerate(requests):
+            if asked is not None:
+                asked.append(request)
+            row_samples = []
+            for i in range(len(request.rows)):
+                ids: list[int] = []
+                ended = "eos"
+                for token in [*POLICY.tokenizer(next(left))["input_ids"], 0]:
+                    ids.append(token)
+                    if token and done(r, i, ids):
+                        ended = "answer"
+                        break
+                row_samples.append(Sample(tuple(ids), (-1.0,) * len(ids), ended))  # type: ignore[arg-type]
+            out.append(row_samples)
+        return out
+
+    return sampler
+
+
+def grown_with(monkeypatch: pytest.MonkeyPatch, tree: Tree, *texts: str, **config: Any) -> Tree:
+    monkeypatch.setattr(grow_module, "sample", writes(*texts))
+    settings = replace(CONFIG, **{"branches": len(texts), **config})
+    return grow(POLICY, [TASK], [tree], settings, 0)[0]
+
+
+LONG = 'query = "..." + name\n    cur = 1\n    return cur\n\n\ndef more():\n    pass\n'
+
+
+def test_model_completion_is_what_the_model_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = grown_with(monkeypatch, hand_tree(POLICY, TASK, [QUERY], []), LONG, completion="model")
+    (branch,) = tree.branches
+    assert branch.answer == "\n    " + LONG[: LONG.index("\n\ndef")]
+    assert branch.ended == "answer"
+    assert branch.completion == "model"
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "own"),
+    [
+        ("query", LONG, '\n    query = "..." + name\n'),
+        ('"SELECT', '"..." + name\n    oops\n', '\n    query = "..." + name\n'),
+        ("query", "query = 1", "\n    query = 1\n"),  # the model closed the text
+        ("query", "query = (\n        1,\n    )\n    no\n", "\n    query = (\n        1,\n    )\n"),
+    ],
+)
+def test_graft_puts_the_golden_rest_behind_the_branch_s_statement(
+    monkeypatch: pytest.MonkeyPatch, code: str, text: str, own: str
+) -> None:
+    tree = hand_tree(POLICY, TASK, [at(TASK, code)], [])
+    (branch,) = grown_with(monkeypatch, tree, text, completion="graft").branches
+    rest = "    cur = db.execute(query, (name,))\n    return cur.fetchall()\n"
+    assert branch.answer == own + rest
+    compile(TASK.program(branch.answer), "program", "exec")
+
+
+def test_graft_in_a_later_statement_and_at_the_last_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = GOLDEN.splitlines(keepends=True)[0]
+    tree = hand_tree(POLICY, TASK, [EXECUTE, at(TASK, "return")], [])
+    both = grown_with(monkeypatch, tree, "cur = bad(query)\n    x", "return 5\n    y", branches=1)
+    second, last = both.branches
+    assert second.answer == f"\n{first}    cur = bad(query)\n    return cur.fetchall()\n"
+    assert last.answer == f"{(TASK.golden or '')[: at(TASK, 'return')]}return 5\n"
+    assert [b.ended for b in both.branches] == ["answer", "answer"]
+
+
+def test_a_whole_compound_statement_is_grafted(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = make_task(
+        id="c",
+        language="c",
+        cwe=("CWE-787",),
+        prompt="void set(char *to, const char *from, int n)\n{\n",
+        golden="    if (n > 3) {\n        n = 3;\n    }\n    strncpy(to, from, n);\n}\n",
+    )
+    tree = hand_tree(POLICY, task, [at(task, "if")], [])
+    monkeypatch.setattr(
+        grow_module, "sample", writes("while (n > 3) {\n        n--;\n    }\n    strcpy(to")
+    )
+    (out,) = grow(POLICY, [task], [tree], replace(CONFIG, branches=1), 0)
+    assert out.branches[0].answer == (
+        "\n    while (n > 3) {\n        n--;\n    }\n    strncpy(to, from, n);\n}\n"
+    )
+
+
+# Deeper: nodes on branches that went wrong late.
+
+
+BAD = "query = start(name)\n    cur = db.execute(query + name)\n    return 1\n"
+
+
+def test_a_late_mistake_gets_a_node_at_its_statement() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    assert deep.branches == tree.branches
+    node = deep.nodes[1]
+    assert (node.id, node.branch, node.source, node.cwe) == (1, 0, "late", "CWE-89")
+    before = "\n    query = start(name)\n"
+    assert spelled(POLICY, deep, node) == before
+    assert node.offset == len(before)
+    assert node.position == len(deep.prompt_ids) + len(before)
+    assert deep.prefix(node) == deep.path(0)[: node.position]
+
+
+@pytest.mark.parametrize(
+    "one",
+    [
+        Grown(0, BAD, "vulnerable", line=0),  # wrong at once: the node is there already
+        Grown(0, BAD, "vulnerable"),  # wrong, nobody knows where
+        Grown(0, BAD, "secure", line=1),
+        Grown(0, BAD, "invalid", line=1),
+        Grown(0, BAD, None, line=1),
+    ],
+)
+def test_other_branches_get_no_node(one: Grown) -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [one])
+    assert deepen([TASK], [tree]) == [tree]
+
+
+def test_a_finding_in_the_grafted_rest_gives_no_node() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, "query = name\n", "vulnerable", line=1)])
+    rest = "    cur = db.execute(query, (name,))\n    return cur.fetchall()\n"
+    grafted = replace(tree.branches[0], answer="\n    query = name\n" + rest, completion="graft")
+    tree = replace(tree, branches=(grafted,))
+    assert deepen([TASK], [tree]) == [tree]
+
+
+def test_deepening_twice_adds_nothing() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    deep = deepen([TASK], [tree])
+    assert deepen([TASK], deep) == deep
+
+
+def test_growing_at_a_late_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the new node is grown; its answers begin with the branch's text; and a mistake made
+    later still goes one level deeper."""
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    wrong = "    cur = open(name)\n    return cur.read(name)\n"
+    safe = "    cur = db.execute(query, [name])\n    return cur\n"
+    grown = grown_with(monkeypatch, deep, wrong + "\n\nx = 1\n", safe + "\n\nx = 1\n")
+    assert grown.branches[0] == tree.branches[0]
+    assert [(b.id, b.node) for b in grown.branches[1:]] == [(1, 1), (2, 1)]
+    start = "\n    query = start(name)\n"
+    assert [b.answer.rstrip("\n") + "\n" for b in grown.branches[1:]] == [
+        start + wrong,
+        start + safe,
+    ]
+    assert grown.branches[1].starts[0] == len(start)
+    judged = replace(
+        grown,
+        branches=(
+            grown.branches[0],
+            replace(
+                grown.branches[1], verdict=verdict_of(TASK, Grown(1, "", "vulnerable", line=2))
+            ),
+            replace(grown.branches[2], verdict=verdict_of(TASK, Grown(1, "", "secure"))),
+        ),
+    )
+    (deeper,) = deepen([TASK], [judged])
+    last = deeper.nodes[-1]
+    assert (len(deeper.nodes), last.branch, last.source) == (3, 1, "late")
+    assert spelled(POLICY, deeper, last) == start + "    cur = open(name)\n"
+    assert last.offset == len(start + "    cur = open(name)\n")
+
+
+def test_late_nodes_are_asked_with_their_own_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    asked: list[Request] = []
+    monkeypatch.setattr(grow_module, "sample", writes("    cur = 1\n", asked=asked))
+    grow(POLICY, [TASK], [deep], replace(CONFIG, branches=1), 0)
+    (request,) = asked
+    assert [row.position for row in request.rows] == [len(request.path)]
+    assert request.path == deep.prefix(deep.nodes[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            ["x = 1", "y = 'é€'", "if x:\n        y = 2", 'z = """a\n b"""', "f(\n  1)"]
+        ),
+        min_size=2,
+        max_size=5,
+    ),
+    st.data(),
+)
+def test_a_late_node_stands_where_a_statement_begins(
+    statements: list[str], data: st.DataObject
+) -> None:
+    text = "\n    ".join(statements) + "\n"
+    line = data.draw(st.integers(0, text.count("\n") - 1))
+    ascii_text = text.replace("é€", "ee")  # one token a character
+    one = Grown(0, ascii_text, "vulnerable", line=line)
+    tree = hand_tree(POLICY, TASK, [QUERY], [one])
+    (deep,) = deepen([TASK], [tree])
+    starts = ["", *("\n    ".join(statements[:n]) + "\n" for n in range(1, len(statements)))]
+    lines = [start.count("\n") for start in starts]
+    holding = max(n for n, first in enumerate(lines) if first <= line)
+    if holding == 0:
+        assert deep.nodes == tree.nodes
+        return
+    assert spelled(POLICY, deep, deep.nodes[1]) == "\n    " + starts[holding].replace("é€", "ee")
+    assert deep.nodes[1].offset == len("\n    " + starts[holding].replace("é€", "ee"))
+
+
+def test_line_offsets() -> None:
+    prompt_lines = TASK.prompt.count("\n") + 1
+    answer = TASK.golden or ""
+    assert line_offset(TASK, answer, 1) == 0
+    assert line_offset(TASK, answer, prompt_lines) == 0
+    assert line_offset(TASK, answer, prompt_lines + 1) == 1
+    assert answer[line_offset(TASK, answer, prompt_lines + 2) :].startswith("    cur")
+    assert line_offset(TASK, answer, 10_000) <= len(answer)
+
+
+def test_a_tree_knows_its_paths() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    deep = with_branch(POLICY, TASK, deep, Grown(1, "    cur = 1\n"))
+    assert decode(POLICY, deep.path(None)) == TASK.prompt + (TASK.golden or "")
+    assert decode(POLICY, deep.path(1)) == (
+        TASK.prompt + "\n    query = start(name)\n    cur = 1\n"
+    )
+    root = Node(9, None, len(deep.prompt_ids), 0, "root", None)
+    assert deep.prefix(root) == deep.prompt_ids
