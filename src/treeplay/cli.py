@@ -9,6 +9,7 @@ import errno
 import functools
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -81,8 +82,8 @@ def play(
     if dry_run:
         _dry_run(recipe, overrides)
         return
-    game = _game(recipe, overrides, resume)
-    game.play()
+    with closing(_game(recipe, overrides, resume)) as game:
+        game.play()
     _report(game.run.folder)
 
 
@@ -90,8 +91,8 @@ def play(
 @told
 def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
     """Grow and judge the trees of one round."""
-    game = _game(recipe, overrides, resume=True)
-    trees = game.grow(round)
+    with closing(_game(recipe, overrides, resume=True)) as game:
+        trees = game.grow(round)
     count = sum(len(tree.branches) for tree in trees)
     out.print(f"{len(trees)} trees, {count} branches: {game.run.folder}/round-{round}/judged.jsonl")
 
@@ -100,8 +101,8 @@ def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
 @told
 def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
     """Train the player of one round (growing its trees first where they are missing)."""
-    game = _game(recipe, overrides, resume=True)
-    out.print(f"adapter: {game.train(round)}")
+    with closing(_game(recipe, overrides, resume=True)) as game:
+        out.print(f"adapter: {game.train(round)}")
 
 
 @app.command("eval")
@@ -126,8 +127,8 @@ def evaluate(
     if (recipe is None) == (model is None):
         raise TreeplayError("eval takes a recipe, or --model with --tasks; give one of the two")
     if recipe is not None:
-        game = _game(recipe, overrides, resume=True)
-        game.evaluate(round)
+        with closing(_game(recipe, overrides, resume=True)) as game:
+            game.evaluate(round)
         _report(game.run.folder)
         return
     if tasks is None or folder is None:
@@ -142,8 +143,8 @@ def evaluate(
     settings["tasks.eval"] = [tasks]
     given = [f"{key}={_quoted(value)}" for key, value in settings.items() if value is not None]
     given += overrides or []
-    game = _game(None, given, resume, name=name, training=False)
-    game.evaluate(0)
+    with closing(_game(None, given, resume, name=name, training=False)) as game:
+        game.evaluate(0)
     _report(game.run.folder)
 
 

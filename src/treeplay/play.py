@@ -123,6 +123,10 @@ class Game:
                 raise TaskError(f"no task of {suite.name} fits the model's context; shorten them")
             self.suites[i] = replace(suite, tasks=asked)
 
+    def close(self) -> None:
+        """End what goes on in the background (after an interruption, say)."""
+        self.judge.close()
+
     # Players. Round 0 is the base model, round r the adapter that round r trained.
 
     def player(self, number: int) -> str:

@@ -13,6 +13,7 @@ import json
 import platform
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from functools import cache
@@ -55,6 +56,7 @@ class Judge:
         self._golden_valid: dict[str, bool] = {}
         self._ahead = ThreadPoolExecutor(max_workers=1)
         self._begun: list[Future[None]] = []
+        self._closed = threading.Event()
 
     @staticmethod
     def identity() -> str:
@@ -74,6 +76,11 @@ class Judge:
 
         self._begun.append(self._ahead.submit(work))
 
+    def close(self) -> None:
+        """Give up what was begun ahead, so that the process can end at once."""
+        self._closed.set()
+        self._ahead.shutdown(wait=False, cancel_futures=True)
+
     def judge_one(self, task: Task, answer: str) -> Verdict:
         return self.judge_many([(task, answer)])[0]
 
@@ -91,7 +98,7 @@ class Judge:
             for future in self._begun:
                 future.result()
         except BaseException:
-            self._ahead.shutdown(wait=False, cancel_futures=True)
+            self.close()
             raise
         self._begun.clear()
         return self._judge_many(items, progress)
@@ -165,6 +172,8 @@ class Judge:
                 raise
 
     def _execute(self, task: Task, answer: str) -> Execution | str:
+        if self._closed.is_set():
+            return "the judge was closed"  # unknown, and not kept
         try:
             return execute(task, answer, self.sandbox)
         except TreeplayError:
