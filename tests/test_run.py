@@ -205,6 +205,13 @@ def test_a_run_in_which_nothing_was_made_may_begin_again(tmp_path: Path, resume:
     assert not (out / "tasks.jsonl").exists()
 
 
+def test_a_run_in_which_nothing_was_made_goes_on_when_it_is_the_same(tmp_path: Path) -> None:
+    config = load_config(None, [f"out={tmp_path / 'run'}"])
+    open_run(config, resume=False).name("base", "tiny@1")
+    assert open_run(config, resume=True).manifest["identities"] == {"base": "tiny@1"}
+    assert open_run(config, resume=False).manifest["identities"] == {}
+
+
 def test_killed_while_writing_the_manifest(tmp_path: Path) -> None:
     (tmp_path / "manifest.json.tmp").write_text('{"config": {')
     run = open_run(load_config(None, [f"out={tmp_path}"]), resume=True)

@@ -360,9 +360,16 @@ class Game:
         return [Answer(**row) for row in rows]
 
     def play(self) -> None:
-        """All rounds, base and every player evaluated."""
+        """All rounds, base and every player evaluated. The game ends early where the opponent, a
+        player by then, makes no mistake any more."""
         self.evaluate(0)
         for number in range(1, self.config.rounds + 1):
+            if number > 1 and not self.adapter(number).is_dir() and not self.contrasts(number):
+                self.reporter.say(
+                    f"round {number}: {self.player(number - 1)} made no mistake to learn from; "
+                    "the game ends here"
+                )
+                return
             self.train(number)
             self.evaluate(number)
 

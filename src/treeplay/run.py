@@ -84,7 +84,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
     configuration. Raises :class:`RunError` otherwise, naming the keys that differ."""
     folder = Path(config.out)
     path = folder / "manifest.json"
-    if not path.is_file() or _nothing_made(folder):
+    if not path.is_file() or _may_begin_again(path, config, resume):
         if not path.is_file() and any(name != "manifest.json.tmp" for name in _files(folder)):
             raise RunError(
                 f"{folder} is not empty and holds no run; choose another folder with out=FOLDER"
@@ -145,11 +145,13 @@ def _files(folder: Path) -> Iterator[str]:
     return (item.name for item in folder.rglob("*") if not item.is_dir())
 
 
-def _nothing_made(folder: Path) -> bool:
+def _may_begin_again(path: Path, config: Config, resume: bool) -> bool:
     """Whether a run ended before its first result (a wrong model name, say): then it holds
     nothing to protect, and the next attempt may have other settings."""
-    _read_manifest(folder / "manifest.json")
-    return all(name.removesuffix(".tmp") in AT_THE_START for name in _files(folder))
+    manifest = _read_manifest(path)
+    same = manifest["config"] == to_dict(config) and manifest["versions"] == versions()
+    nothing = all(name.removesuffix(".tmp") in AT_THE_START for name in _files(path.parent))
+    return nothing and not (resume and same)
 
 
 def staged(
