@@ -17,8 +17,6 @@ Reads ``eval/*.jsonl`` (scored samples, needed) and what else the folder holds: 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +34,7 @@ from rich.text import Text
 from treeplay.errors import RunError
 from treeplay.judge.verdict import LABELS
 from treeplay.metrics import Scored, paired, rows, scored_from_json
+from treeplay.run import write_text
 from treeplay.tasks.jsonl import read_lines, task_from_json
 from treeplay.tasks.task import Task
 from treeplay.tree import Tree, tree_from_json
@@ -232,22 +231,12 @@ def _branches(
 
 def _write(path: Path, text: str) -> None:
     """The file appears whole or not at all."""
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_text(path, text)  # killed on the way, it leaves nothing that is not replaced later
     except OSError as error:
         raise RunError(
             f"{path}: cannot be written ({error.strerror}); check the folder and the free space"
         ) from None
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 _COLUMNS = (
