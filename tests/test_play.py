@@ -1,0 +1,427 @@
+"""The whole game on a tiny model that has learnt three tasks by heart, judged by execution."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import tiny_llama
+from writer import make_writer, tasks
+
+from treeplay.config import load_config
+from treeplay.contrasts import contrast_from_json
+from treeplay.errors import ModelError, RunError, SandboxError, TaskError
+from treeplay.play import Game
+from treeplay.policy.model import ModelConfig, load_policy
+from treeplay.policy.score import plain_logps
+from treeplay.progress import Reporter
+from treeplay.report import build_report
+from treeplay.run import open_run, read_json, read_jsonl
+from treeplay.sandbox import check_sandbox
+from treeplay.tasks.jsonl import write_tasks
+from treeplay.tree import tree_from_json
+
+KILLER = Path(__file__).with_name("killer.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox() -> None:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_writer(tmp_path_factory.mktemp("writer"))
+
+
+def settings(writer: Path, **changes: Any) -> dict[str, Any]:
+    source = str(writer / "tasks.jsonl")
+    return {
+        "method": "tsp",
+        "rounds": 1,
+        "model": {"name": str(writer), "threads": 1},
+        "tasks": {"train": source, "eval": [source]},
+        "nodes": {"sources": ["diff"], "place": "both"},
+        "grow": {
+            "branches": 4,
+            "rows_at_once": 8,
+            "max_tokens": 90,
+            "completion": "model",
+            "depth": 2,
+        },
+        "train": {
+            "epochs": 2,
+            "groups_per_step": 1,
+            "checkpoint_steps": 2,
+            "learning_rate": 2e-4,
+            "lora": {"r": 4},
+        },
+        "eval": {"samples": 4, "rows_at_once": 4, "max_tokens": 60},
+        **changes,
+    }
+
+
+def recipe(folder: Path, data: dict[str, Any]) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def game(path: Path, out: Path, *overrides: str, resume: bool = False) -> Game:
+    config = load_config(path, [f"out={out}", *overrides])
+    return Game(open_run(config, resume=resume), Reporter(quiet=True))
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """All that a run folder holds, without the times of day and the times taken."""
+    out: dict[str, Any] = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.is_file() or path.name == "timings.json":
+            continue
+        name = str(path.relative_to(folder))
+        if name == "manifest.json":
+            out[name] = {**read_json(path), "created": None}
+        elif name == "report.json":
+            report = read_json(path)
+            report["run"]["manifest"]["created"] = None
+            out[name] = {**report, "created": None, "timings": None}
+        elif name == "report.html":
+            out[name] = path.stat().st_size > 1000  # the times are in it
+        elif name == "verdicts.jsonl":  # kept as they come from two workers
+            out[name] = sorted(path.read_text().splitlines())
+        else:
+            out[name] = path.read_bytes()
+    return out
+
+
+# Killed at every boundary, and in the middle of what is written.
+
+
+def kill(mode: str, path: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
+    """(what the run folder holds at the end, where processes died). ``folder`` is always the
+    same, because its name is part of the manifest."""
+    out = folder / "run"
+    done = subprocess.run(
+        [sys.executable, str(KILLER), str(path), str(out), mode],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = content(out)
+    log = folder / "run.log"
+    died = log.read_text().splitlines() if log.is_file() else []
+    shutil.rmtree(out)
+    log.unlink(missing_ok=True)
+    return found, died
+
+
+@pytest.fixture(scope="module")
+def two_rounds(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("killed")
+    return recipe(folder, settings(writer, rounds=2)), folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(two_rounds: tuple[Path, Path]) -> dict[str, Any]:
+    found, died = kill("none", *two_rounds)
+    assert died == []
+    return found
+
+
+@pytest.mark.parametrize("mode", ["after", "before"])
+def test_a_run_killed_everywhere_ends_the_same(
+    mode: str, two_rounds: tuple[Path, Path], uninterrupted: dict[str, Any]
+) -> None:
+    found, died = kill(mode, *two_rounds)
+    assert found.keys() == uninterrupted.keys()
+    for name, data in uninterrupted.items():
+        assert found[name] == data, name
+    # Every file was a place to die at, and so was every group of rows.
+    places = " ".join(died)
+    for name in uninterrupted:
+        if name != "verdicts.jsonl" and "/adapter/" not in name:
+            assert "/".join(Path(name).parts[-2:]) in places, name
+    for number in (1, 2):
+        assert f"replace round-{number}/adapter" in places
+    assert places.count("append grown-1.jsonl.part") == 4  # two groups a round
+    assert places.count("append grown-2.jsonl.part") >= 2
+    assert places.count("replace state/state.safetensors") >= 2
+    assert len(died) > 40
+
+
+# What a run is made of.
+
+
+@pytest.fixture(scope="module")
+def played(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One round; evaluated on the tasks that were played, too."""
+    folder = tmp_path_factory.mktemp("played")
+    seen = folder / "seen.jsonl"
+    write_tasks(seen, [t for t in tasks() if t.split == "train"])
+    data = settings(writer)
+    data["tasks"]["eval"] += [str(seen)]
+    data["contrasts"] = {"anchor": 5.0}
+    data["train"].update(epochs=6, learning_rate=1e-3, alpha=1.0, beta=0.2, lora={"r": 8})
+    data["eval"].update(samples=8, max_tokens=90)
+    one = game(recipe(folder, data), folder / "run")
+    one.play()
+    one.close()
+    build_report(folder / "run")
+    return folder / "run"
+
+
+def test_branches_are_judged_by_execution(played: Path) -> None:
+    trees = [tree_from_json(row) for row in read_jsonl(played / "round-1/judged.jsonl")]
+    assert [tree.task for tree in trees] == ["sql", "path"]
+    labels = {b.verdict.label for t in trees for b in t.branches if b.verdict}
+    assert {"secure", "vulnerable"} <= labels
+    for tree in trees:
+        assert all(b.verdict is not None for b in tree.branches)
+        for branch in tree.branches:
+            if branch.verdict and branch.verdict.label in ("secure", "vulnerable"):
+                assert branch.verdict.evidence == "executed"
+            if branch.answer.strip() == tree.golden.strip():
+                assert branch.verdict
+                assert branch.verdict.label == "secure"
+
+
+def test_contrasts_are_scored_under_the_opponent(played: Path, writer: Path) -> None:
+    contrasts = [contrast_from_json(row) for row in read_jsonl(played / "round-1/contrasts.jsonl")]
+    assert contrasts
+    assert read_json(played / "round-1/contrasts.json")["opponent"] == "base"
+    model = load_policy(ModelConfig(str(writer))).model
+    for c in contrasts:
+        for tail, logps in ((c.chosen, c.chosen_opp), (c.rejected, c.rejected_opp)):
+            start = len(c.prefix)
+            with torch.no_grad():
+                (plain,) = plain_logps(model, [c.prefix + tail], [(start, start + len(tail))])
+            torch.testing.assert_close(torch.tensor(logps), plain, atol=1e-4, rtol=0)
+    first = read_jsonl(played / "round-1/train.jsonl")[0]
+    assert first["margin"] == pytest.approx(0, abs=1e-3)
+
+
+def test_the_player_becomes_secure_where_it_played(played: Path) -> None:
+    report = read_json(played / "report.json")
+    by_player = {
+        row["player"]: row
+        for row in report["rows"]
+        if row["suite"] == "seen" and row["cwe"] is None
+    }
+    assert by_player["base"]["spr1_all"] < 0.9
+    assert by_player["round-1"]["spr1_all"] > by_player["base"]["spr1_all"]
+    assert by_player["round-1"]["secure_pass1"] > by_player["base"]["secure_pass1"]
+
+
+def test_the_manifest_names_everything(played: Path, writer: Path) -> None:
+    manifest = read_json(played / "manifest.json")
+    names = manifest["identities"]
+    assert list(names) == ["base", "tasks", "judge", "round-1 opponent", "round-1"]
+    assert names["base"] == load_policy(ModelConfig(str(writer))).identity
+    assert names["round-1 opponent"] == "base"
+    assert manifest["config"]["model"]["name"] == str(writer)
+    assert manifest["config"]["seed"] == 0
+    timings = read_json(played / "timings.json")
+    assert {"load", "round-1 grow", "round-1 train", "base eval sample"} <= timings.keys()
+
+
+def test_a_finished_run_is_not_touched(played: Path) -> None:
+    before = content(played)
+    config = load_config(played.parent / "recipe.yaml", [f"out={played}"])
+    again = Game(open_run(config, resume=True), Reporter(quiet=True))
+    again.play()
+    assert content(played) == before
+
+
+def copied(played: Path, folder: Path) -> Path:
+    """The recipe of a copy of a finished run, which lies at ``folder/run``."""
+    shutil.copytree(played, folder / "run")
+    manifest = read_json(folder / "run/manifest.json")
+    manifest["config"]["out"] = str(folder / "run")
+    (folder / "run/manifest.json").write_text(json.dumps(manifest))
+    return played.parent / "recipe.yaml"
+
+
+def test_an_exchanged_adapter_is_refused(played: Path, tmp_path: Path) -> None:
+    path = copied(played, tmp_path)
+    weights = tmp_path / "run/round-1/adapter/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    (tmp_path / "run/eval/round-1.jsonl").unlink()
+    with pytest.raises(RunError, match=r"round-1 was .* and is .* now"):
+        game(path, tmp_path / "run", resume=True).play()
+
+
+def test_an_exchanged_model_is_refused(played: Path, writer: Path, tmp_path: Path) -> None:
+    path = copied(played, tmp_path)
+    weights = writer / "model.safetensors"
+    kept = weights.read_bytes()
+    try:
+        tiny_llama(
+            seed=3, hidden_size=64, intermediate_size=128, max_position_embeddings=512
+        ).save_pretrained(writer)
+        with pytest.raises(RunError, match=r"base was .* and is .* now; put the old one back"):
+            game(path, tmp_path / "run", resume=True)
+    finally:
+        weights.write_bytes(kept)
+
+
+def test_changed_tasks_are_refused(played: Path, tmp_path: Path) -> None:
+    path = copied(played, tmp_path)
+    seen = played.parent / "seen.jsonl"
+    kept = seen.read_text()
+    try:
+        seen.write_text(kept.replace("every row", "all rows"))
+        with pytest.raises(RunError, match=r"tasks was .* and is .* now"):
+            game(path, tmp_path / "run", resume=True)
+    finally:
+        seen.write_text(kept)
+
+
+def test_stages_alone_make_what_play_makes(played: Path, tmp_path: Path) -> None:
+    path, out = played.parent / "recipe.yaml", tmp_path / "run"
+    game(path, out).grow(1)
+    game(path, out, resume=True).train(1)
+    for number in (1, 0):
+        game(path, out, resume=True).evaluate(number)
+    for name in ("round-1/judged.jsonl", "round-1/train.jsonl", "eval/round-1.jsonl"):
+        assert (out / name).read_bytes() == (played / name).read_bytes()
+    with pytest.raises(RunError, match="run the training stage of round 2 first"):
+        game(path, out, resume=True).evaluate(2)
+
+
+# Methods and settings.
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "spin", "tsp-paper"])
+def test_every_method_plays(method: str, writer: Path, tmp_path: Path) -> None:
+    data = settings(writer, method=method)
+    if method in ("spin", "tsp-paper"):
+        del data["grow"]["branches"], data["grow"]["completion"], data["grow"]["depth"]
+        data["nodes"] = {"sources": ["root"] if method == "spin" else ["diff"]}
+    data["eval"]["samples"] = 1
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    one.play()
+    one.close()
+    trees = [tree_from_json(row) for row in read_jsonl(tmp_path / "run/round-1/judged.jsonl")]
+    contrasts = read_jsonl(tmp_path / "run/round-1/contrasts.jsonl")
+    branches = sum(len(tree.branches) for tree in trees)
+    assert all(b.verdict is None for tree in trees for b in tree.branches)
+    assert branches == {"sft": 0, "dpo": 0, "spin": 2, "tsp-paper": 8}[method]
+    assert all((row["rejected"] == []) == (method == "sft") for row in contrasts)
+    assert len(contrasts) <= max(2, branches)
+    losses = [row["loss"] for row in read_jsonl(tmp_path / "run/round-1/train.jsonl")]
+    assert all(math.isfinite(loss) for loss in losses)
+    if method != "sft":
+        assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
+    assert build_report(tmp_path / "run")["rows"]
+
+
+def test_the_game_ends_where_no_mistake_is_made(writer: Path, tmp_path: Path) -> None:
+    """A player that writes nothing but the golden answer has nothing to learn in round 2."""
+    data = settings(writer, method="tsp", rounds=3)
+    data["train"].update(epochs=12, learning_rate=5e-3, alpha=2.0)
+    data["eval"]["samples"] = 1
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    said: list[str] = []
+    one.reporter.say = said.append  # type: ignore[assignment,method-assign]
+    one.play()
+    one.close()
+    assert any("made no mistake to learn from; the game ends here" in line for line in said)
+    assert (tmp_path / "run/eval/round-1.jsonl").is_file()
+    assert not (tmp_path / "run/round-3").exists()
+    assert build_report(tmp_path / "run")["rows"]
+    before = content(tmp_path / "run")
+    game(tmp_path / "recipe.yaml", tmp_path / "run", resume=True).play()
+    found = content(tmp_path / "run")
+    assert found == before
+
+
+def test_round_one_without_contrasts_is_told(writer: Path, tmp_path: Path) -> None:
+    data = settings(writer)
+    data["nodes"]["sources"] = ["annotated"]  # there are none
+    with pytest.raises(RunError, match=r"no contrasts to train on.*grow\.branches"):
+        game(recipe(tmp_path, data), tmp_path / "run").train(1)
+
+
+def test_a_run_may_start_from_an_adapter(played: Path, writer: Path, tmp_path: Path) -> None:
+    """The base of such a run is the model with the adapter; it trains and resumes like any."""
+    data = settings(writer)
+    data["model"]["adapter"] = str(played / "round-1/adapter")
+    data["eval"]["samples"] = 1
+    data["method"] = "dpo"
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    assert "+" in read_json(tmp_path / "run/manifest.json")["identities"]["base"]
+    one.play()
+    one.close()
+    first = read_jsonl(tmp_path / "run/round-1/train.jsonl")[0]
+    assert first["margin"] == pytest.approx(0, abs=1e-3)
+    state = one.policy.model.state_dict()
+    assert not any("lora" in name for name in state)
+
+
+def test_tasks_longer_than_the_context(writer: Path, tmp_path: Path) -> None:
+    data = settings(writer)
+    data["grow"]["max_tokens"] = 420
+    path = recipe(tmp_path, data)
+    told = r"task '\w+' has \d+ tokens .* reads 512; shorten .*lower grow\.max_tokens, or set "
+    with pytest.raises(TaskError, match=told + r"tasks\.too_long=skip"):
+        game(path, tmp_path / "run")  # nothing was made, so other settings are no other run
+    lengths = sorted(len(t.prompt + (t.golden or "")) for t in tasks() if t.split == "train")
+    room = 512 - lengths[0]
+    one = game(path, tmp_path / "run", "tasks.too_long=skip", f"grow.max_tokens={room}")
+    assert len(one.tasks) == 1
+    with pytest.raises(TaskError, match="no training task fits"):
+        game(path, tmp_path / "run", "tasks.too_long=skip", "grow.max_tokens=500")
+    with pytest.raises(TaskError, match=r"'number'.*lower eval\.max_tokens"):
+        game(path, tmp_path / "run", "eval.max_tokens=500", "grow.max_tokens=9")
+
+
+def test_two_suites_of_one_name_are_refused(writer: Path, tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    shutil.copy(writer / "tasks.jsonl", tmp_path / "b/tasks.jsonl")
+    data = settings(writer)
+    data["tasks"]["eval"].append(str(tmp_path / "b/tasks.jsonl"))
+    with pytest.raises(TaskError, match=r"two sources in tasks\.eval are called 'tasks'"):
+        game(recipe(tmp_path, data), tmp_path / "run")
+
+
+def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_made(
+    writer: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(writer, model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 32}))
+    path = recipe(tmp_path, settings(model))
+    with pytest.raises(ModelError, match="sliding window"):
+        game(path, tmp_path / "run")
+    assert not (tmp_path / "run/eval").exists()
+
+
+def test_an_evaluation_only_game_needs_no_training_tasks(writer: Path, tmp_path: Path) -> None:
+    only = tmp_path / "only.jsonl"
+    write_tasks(only, [t for t in tasks() if t.split != "train"])
+    data = settings(writer)
+    data["tasks"] = {"train": str(only), "eval": [str(only)]}
+    path = recipe(tmp_path, data)
+    with pytest.raises(TaskError, match="has no training tasks"):
+        game(path, tmp_path / "run")
+    config = load_config(path, [f"out={tmp_path / 'run'}"])
+    one = Game(open_run(config, resume=False), Reporter(quiet=True), name="mine", training=False)
+    one.evaluate(0)
+    one.close()
+    rows = read_jsonl(tmp_path / "run/eval/mine.jsonl")
+    assert len(rows) == 4
+    assert {row["player"] for row in rows} == {"mine"}
