@@ -189,7 +189,7 @@ def tasks_list(
 
     table = Table(box=None)
     for column in ("id", "language", "split", "CWE", "tests", "statements"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for task in load_tasks(source):
         table.add_row(
             task.id,
@@ -199,7 +199,7 @@ def tasks_list(
             "yes" if task.tests else "no",
             str(task.statements or "-"),
         )
-    out.print(table)
+    out.print(table, width=None if out.is_terminal else 200)  # whole ids, also into a pipe
 
 
 @tasks_app.command("validate")
