@@ -199,7 +199,7 @@ def tasks_list(
             "yes" if task.tests else "no",
             str(task.statements or "-"),
         )
-    out.print(table, width=None if out.is_terminal else 200)  # whole ids, also into a pipe
+    (out if out.is_terminal else Console(width=200)).print(table)  # whole ids into a pipe
 
 
 @tasks_app.command("validate")
