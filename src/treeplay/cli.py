@@ -189,7 +189,7 @@ def tasks_list(
 
     table = Table(box=None)
     for column in ("id", "language", "split", "CWE", "tests", "statements"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "id")
     for task in load_tasks(source):
         table.add_row(
             task.id,
