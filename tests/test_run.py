@@ -92,7 +92,7 @@ def test_a_part_file_cut_anywhere_leads_to_the_same_file(
 def test_every_cut_twice(finished: tuple[bytes, bytes], tmp_path: Path) -> None:
     """Interrupted again while resuming, at every group."""
     final, part = finished
-    for at in range(0, len(part), 7):
+    for at in range(0, len(part), 29):
         for fail_at in range(3):
             path = tmp_path / f"{at}-{fail_at}" / "x.jsonl"
             path.parent.mkdir()
