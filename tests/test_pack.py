@@ -183,7 +183,6 @@ def test_command_line(tmp_path: Path) -> None:
     assert "'cew'" in broken.output
 
 
-
 def test_do_nothing_answers_fit_the_hole(tmp_path: Path) -> None:
     task = load_task_toml(write(tmp_path))
     assert do_nothing(task) == ["\n    pass\n", "\n    return None\n"]

@@ -232,6 +232,11 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_values(config: Config) -> None:
+    if config.contrasts.extent == "full" and config.grow.completion == "graft":
+        raise ConfigError(
+            "contrasts.extent is full, but grow.completion is graft, whose branches are one "
+            "statement long; set grow.completion=model or contrasts.extent=local"
+        )
     at_least = {
         "rounds": 1,
         "nodes.per_task": 1,

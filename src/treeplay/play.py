@@ -269,6 +269,8 @@ class Game:
             drawn = draw_contrasts(
                 self.config.method, policy, self._tasks_of(trees), trees, self.config.contrasts
             )
+            if drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts):
+                self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
             total = len({contrast.task for contrast in drawn.contrasts})
             with (
                 self.run.timed(f"{where} score"),
@@ -296,10 +298,9 @@ class Game:
         with self.run.timed(f"{where} train"), self.reporter.stage(f"{where} train", 1) as meter:
 
             def done(step: int, steps: int, row: dict[str, float]) -> None:
+                meter.reach(step, steps)
                 meter.tokens(int(row["tokens"]))
-                meter.note(
-                    f"step {step}/{steps}  loss {row['loss']:.3f}  margin {row['margin']:.2f}"
-                )
+                meter.note(f"{meter.rate()}  loss {row['loss']:.3f}  margin {row['margin']:.2f}")
 
             folder = train(
                 self.policy,
@@ -310,7 +311,6 @@ class Game:
                 self.adapter(number - 1) if number > 1 else None,
                 done,
             )
-            meter.advance(1)
         self.run.name(where, adapter_digest(folder))
         return folder
 

@@ -20,8 +20,9 @@ from rich.progress import (
 class Meter:
     """Counts finished items and, beside them, tokens."""
 
-    def __init__(self, progress: Progress | None, task: int) -> None:
+    def __init__(self, progress: Progress | None, task: int, total: int) -> None:
         self._progress, self._task = progress, task
+        self.total = total
         self._start = time.monotonic()
         self.items = 0
         self.token_count = 0
@@ -31,7 +32,12 @@ class Meter:
         if self._progress is not None:
             self._progress.update(self._task, completed=self.items)  # type: ignore[arg-type]
 
-    def reach(self, items: int) -> None:
+    def reach(self, items: int, total: int | None = None) -> None:
+        """``items`` are finished now, of ``total`` where that is known only now."""
+        if total is not None and total != self.total:
+            self.total = total
+            if self._progress is not None:
+                self._progress.update(self._task, total=total)  # type: ignore[arg-type]
         self.advance(items - self.items)
 
     def tokens(self, count: int) -> None:
@@ -74,11 +80,11 @@ class Reporter:
                 transient=True,
             )
             with bar:
-                meter = Meter(bar, bar.add_task(title, total=total, note=""))
+                meter = Meter(bar, bar.add_task(title, total=total, note=""), total)
                 yield meter
         else:
-            meter = Meter(None, 0)
+            meter = Meter(None, 0, total)
             yield meter
         spent = time.monotonic() - start
         rate = f"  {meter.rate()}" if meter.token_count else ""
-        self.say(f"{title:<28} {meter.items:>5} of {total}  {spent:7.1f} s{rate}")
+        self.say(f"{title:<28} {meter.items:>5} of {meter.total}  {spent:7.1f} s{rate}")
