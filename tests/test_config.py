@@ -70,17 +70,24 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(("key", "kind", "default"), LEAVES, ids=[key for key, _, _ in LEAVES])
 def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path: Path) -> None:
     value = another(kind, default)
-    config = load_config(None, [f"{key}={yaml.safe_dump(value).splitlines()[0]}"])
+    # Whole extents need whole branches.
+    also = ["grow.completion=model"] if key == "contrasts.extent" else []
+    config = load_config(None, [f"{key}={yaml.safe_dump(value).splitlines()[0]}", *also])
     nested: Any = value
     for part in reversed(key.split(".")):
         nested = {part: nested}
-    assert load_config(write(tmp_path, yaml.safe_dump(nested))) == config
+    assert load_config(write(tmp_path, yaml.safe_dump(nested)), also) == config
     got: Any = config
     for part in key.split("."):
         got = getattr(got, part)
     assert got == (tuple(value) if isinstance(value, list) else value)
-    if key != "method":  # a method brings settings of its own
+    if key != "method" and not also:  # a method brings settings of its own
         assert differing_keys(to_dict(Config()), to_dict(config)) == [key]
+
+
+def test_whole_extents_of_grafted_branches_are_refused() -> None:
+    with pytest.raises(ConfigError, match="grow.completion is graft"):
+        load_config(None, ["contrasts.extent=full"])
 
 
 @pytest.mark.parametrize("key", [key for key, _, _ in LEAVES])

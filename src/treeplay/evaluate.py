@@ -16,18 +16,12 @@ from treeplay.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """``samples`` a task, drawn at ``temperature`` and ``top_p``."""
+class EvalConfig(SampleConfig):
+    """``samples`` a task, drawn as the inherited fields say."""
 
-    samples: int = 10
     temperature: float = 0.8
-    top_p: float = 0.95
     max_tokens: int = 128
-    rows_at_once: int = 64
-
-    @property
-    def sampling(self) -> SampleConfig:
-        return SampleConfig(self.temperature, self.top_p, self.max_tokens, self.rows_at_once)
+    samples: int = 10
 
 
 @dataclass(frozen=True)
@@ -61,7 +55,7 @@ def sample_answers(
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return cut_answer(tasks[request], decode(policy, list(ids))).complete
 
-    drawn = sample(policy.model, requests, config.sampling, policy.stop_ids, done, progress)
+    drawn = sample(policy.model, requests, config, policy.stop_ids, done, progress)
     return [
         Answer(
             task.id, number, cut_answer(task, decode(policy, one.ids)).text, len(one.ids), one.ended

@@ -18,21 +18,13 @@ from treeplay.tree import Branch, Completion, Node, Tree
 
 
 @dataclass(frozen=True)
-class GrowConfig:
+class GrowConfig(SampleConfig):
     """``branches`` a node (the paper's M); how a branch becomes a whole answer; ``depth``: 1 grows
     the golden path's nodes only, each further level follows mistakes made later on a branch."""
 
     branches: int = 8
     completion: Completion = "graft"
     depth: int = 1
-    temperature: float = 1.0
-    top_p: float = 0.95
-    max_tokens: int = 64
-    rows_at_once: int = 64
-
-    @property
-    def sampling(self) -> SampleConfig:
-        return SampleConfig(self.temperature, self.top_p, self.max_tokens, self.rows_at_once)
 
 
 def plant(policy: Policy, task: Task, config: NodeConfig, room: int) -> Tree:
@@ -90,7 +82,7 @@ def grow(
         text = _before(trees[t], node) + decode(policy, list(ids))
         return cut_answer(_scope(tasks[t], trees[t], node, config.completion), text).complete
 
-    samples = sample(policy.model, requests, config.sampling, policy.stop_ids, done, progress)
+    samples = sample(policy.model, requests, config, policy.stop_ids, done, progress)
     new: list[list[Branch]] = [[] for _ in trees]
     for request_targets, request_samples in zip(row_targets, samples, strict=True):
         for (t, node, _), one in zip(request_targets, request_samples, strict=True):
