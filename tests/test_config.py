@@ -86,7 +86,7 @@ def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path:
 
 
 def test_whole_extents_of_grafted_branches_are_refused() -> None:
-    with pytest.raises(ConfigError, match="grow.completion is graft"):
+    with pytest.raises(ConfigError, match=r"grow\.completion is graft"):
         load_config(None, ["contrasts.extent=full"])
 
 
