@@ -40,7 +40,7 @@ from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.jsonl import task_to_json
 from treeplay.tasks.select import Suite, eval_suites, train_tasks
 from treeplay.tasks.task import Task
-from treeplay.train import check_packable, score_opponent, train
+from treeplay.train import check_packable, make_groups, score_opponent, train
 from treeplay.tree import Tree, tree_from_json, tree_to_json
 
 # Methods that learn from given text alone, and methods whose branches no judge looks at.
@@ -271,7 +271,7 @@ class Game:
             )
             if drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts):
                 self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
-            total = len({contrast.task for contrast in drawn.contrasts})
+            total = len(make_groups(drawn.contrasts, self.config.train))
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", total) as meter,

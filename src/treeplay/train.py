@@ -64,7 +64,7 @@ class TrainConfig:
     beta: float = 0.1
     alpha: float = 0.2
     clip: float = 0.0
-    max_tokens: int = 2048
+    max_tokens: int = 1024
     packed: bool = True
     checkpoint_steps: int = 10
     lora: LoraSettings = LoraSettings()
