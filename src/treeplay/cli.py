@@ -234,6 +234,9 @@ def tasks_import(
     path: Annotated[Path, typer.Argument(help="The data set's file or folder.")],
     target: Annotated[Path, typer.Option("--out", "-o", help="JSONL file to write.")],
     languages: Annotated[str, typer.Option(help="Keep these only, comma separated.")] = "",
+    max_chars: Annotated[
+        int, typer.Option(help="Leave out longer tasks (prompt and golden answer).", min=1)
+    ] = 1_000_000,
     details: Annotated[bool, typer.Option(help="List every item with a fault.")] = False,
 ) -> None:
     """Import a public data set; its known faults are counted and reported."""
@@ -242,9 +245,12 @@ def tasks_import(
 
     result = import_tasks(kind, path)
     wanted = {name.strip() for name in languages.split(",") if name.strip()}
-    kept = [task for task in result.tasks if not wanted or task.language in wanted]
+    spoken = [task for task in result.tasks if not wanted or task.language in wanted]
+    kept = [task for task in spoken if len(task.prompt + (task.golden or "")) <= max_chars]
     write_tasks(target, kept)
     out.print(str(result.report) if details else result.report.summary(), markup=False)
+    if len(kept) < len(spoken):
+        out.print(f"{len(spoken) - len(kept)} longer than {max_chars} characters left out")
     out.print(f"{len(kept)} tasks: {target}", markup=False)
 
 
