@@ -300,7 +300,7 @@ class Game:
             def done(step: int, steps: int, row: dict[str, float]) -> None:
                 meter.reach(step, steps)
                 meter.tokens(int(row["tokens"]))
-                meter.note(f"{meter.rate()}  loss {row['loss']:.3f}  margin {row['margin']:.2f}")
+                meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
 
             folder = train(
                 self.policy,

@@ -296,11 +296,11 @@ def _loop(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         count = sum(len(g.contrasts) for g in steps[step])
-        row = {
-            "step": step + 1,
-            "loss": round(loss_sum, 6),
-            "margin": round(totals["margin"] / max(1.0, totals["pairs"]), 4),
-            "won": round(totals["won"] / max(1.0, totals["pairs"]), 4),
+        row = {"step": step + 1, "loss": round(loss_sum, 6)}
+        if pairs := totals["pairs"]:  # a step of golden answers alone has no margin
+            row["margin"] = round(totals["margin"] / pairs, 4)
+            row["won"] = round(totals["won"] / pairs, 4)
+        row |= {
             "chosen_nll": round(totals["chosen_nll"] / count, 4),
             "grad_norm": round(float(norm), 4),
             "contrasts": count,
