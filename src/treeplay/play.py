@@ -269,7 +269,8 @@ class Game:
             drawn = draw_contrasts(
                 self.config.method, policy, self._tasks_of(trees), trees, self.config.contrasts
             )
-            if drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts):
+            bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
+            if bare and self.config.method not in WITHOUT_BRANCHES:
                 self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
             total = len(make_groups(drawn.contrasts, self.config.train))
             with (
