@@ -272,7 +272,8 @@ def test_golden_that_does_not_compile_alone(judge: Judge) -> None:
     )
     answers = ["\n    strcpy(t->name, s);\n}\n", task.golden or "", "\n    strcpy(t->name, s;\n}\n"]
     verdicts = judge.judge_many([(task, answer) for answer in answers])
-    assert [one.label for one in verdicts] == ["vulnerable", "secure", "invalid"]
+    # Nothing found in C without tests is not security, not even the golden answer's.
+    assert [one.label for one in verdicts] == ["vulnerable", "unknown", "invalid"]
 
 
 def test_line_where_a_check_is_missing(judge: Judge, monkeypatch: pytest.MonkeyPatch) -> None:
