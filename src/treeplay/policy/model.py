@@ -28,7 +28,6 @@ from treeplay.errors import ModelError, TaskError
 from treeplay.tasks.task import Task
 
 EMBEDDED = "smollm2"
-FENCE_NAMES = {"cpp": "cpp", "javascript": "javascript"}
 Style = Literal["complete", "chat"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -191,7 +190,7 @@ def render_prompt(policy: Policy, task: Task) -> str:
     if policy.style == "complete":
         return task.prompt
     wish = task.instruction or "Complete this code."
-    fence = f"```{FENCE_NAMES.get(task.language, task.language)}\n"
+    fence = f"```{task.language}\n"
     message = f"{wish} Answer with the completed code only.\n\n{fence}{task.prompt}\n```"
     chat: str = policy.tokenizer.apply_chat_template(
         [{"role": "user", "content": message}], tokenize=False, add_generation_prompt=True
