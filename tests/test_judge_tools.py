@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 
-from treeplay.judge import bandit_tool
-from treeplay.judge.bandit_tool import bandit_covers, run_bandit
 from treeplay.judge.execute import toolchain
+from treeplay.judge.tools import bandit as bandit_tool
+from treeplay.judge.tools.bandit import BANDIT, bandit_covers, run_bandit
+from treeplay.judge.tools.base import Program
+from treeplay.judge.tools.structural import RULES
 from treeplay.judge.validity import check_valid, check_valid_many
 from treeplay.sandbox import Completed, Sandbox
 
@@ -165,3 +167,26 @@ def test_bandit_covers_what_it_finds() -> None:
         assert bandit_covers(f"CWE-{number}"), number
     for number in (117, 476, 601, 918, 1333):
         assert not bandit_covers(f"CWE-{number}"), number
+
+
+def test_tools_answer_in_order_and_only_what_is_asked() -> None:
+    programs = [
+        Program("python", "def f(a):\n    return eval(a)\n", ("CWE-89",)),
+        Program("python", "def f(a):\n    return eval(a)\n", ("CWE-95",)),
+        Program("python", "def ("),
+        Program("python", "def f(a):\n    return eval(a)\n"),
+    ]
+    for tool, rule in ((BANDIT, "B307"), (RULES, "py-eval")):
+        assert tool.version()
+        results = tool.run(programs, SANDBOX)
+        assert [[one.rule for one in result.findings] for result in results] == [
+            [],
+            [rule],
+            [],
+            [rule],
+        ]
+        # a tree is made of any text, a compiler's reader gives up
+        assert bool(results[2].failed) is (tool is BANDIT)
+        assert tool.covers("python", "CWE-95")
+        assert not tool.covers("python", "CWE-835")
+    assert not BANDIT.covers("go", "CWE-95")

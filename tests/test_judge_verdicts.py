@@ -12,10 +12,10 @@ import pytest
 from treeplay.errors import RunError, SandboxError, TaskError
 from treeplay.judge import judge as judging
 from treeplay.judge import static
-from treeplay.judge.bandit_tool import ToolResult
 from treeplay.judge.cache import VerdictCache
 from treeplay.judge.execute import Execution, GroupResult, Outcome, toolchain
 from treeplay.judge.judge import Judge, judge_one, program_lines_of_answer, task_digest
+from treeplay.judge.tools.base import ToolResult
 from treeplay.judge.verdict import Verdict
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.task import Task, Tests, make_task

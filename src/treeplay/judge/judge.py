@@ -21,7 +21,6 @@ from importlib import metadata
 from pathlib import Path
 
 from treeplay.errors import TreeplayError
-from treeplay.judge.bandit_tool import bandit_version
 from treeplay.judge.cache import VerdictCache
 from treeplay.judge.execute import Execution, execute
 from treeplay.judge.rules import parses, rules_digest
@@ -31,6 +30,7 @@ from treeplay.judge.static import (
     look,
     program_lines_of_answer,
 )
+from treeplay.judge.tools.bandit import bandit_version
 from treeplay.judge.validity import Validity, check_valid_many
 from treeplay.judge.verdict import Finding, Verdict
 from treeplay.sandbox import Sandbox

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 
 from treeplay.errors import TaskError
-from treeplay.judge.bandit_tool import bandit_covers, run_bandit
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.rules import covers, find_sinks, find_vulnerable
+from treeplay.judge.tools.bandit import bandit_covers, run_bandit
 from treeplay.judge.verdict import Finding
 from treeplay.tasks.task import Task
 
