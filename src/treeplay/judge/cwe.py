@@ -1,180 +1,25 @@
 """Which weakness is a kind of which.
 
 Analysers name the same mistake by different numbers: one says CWE-120, another CWE-787, the task
-says CWE-119. This table holds the part of MITRE's research view (CWE-1000, "Research Concepts",
-relations ChildOf) that the tasks, rules and tools here can meet, written down by hand.
+says CWE-119. The relations are MITRE's: ``data/cwe-1000.json`` holds the whole research view
+(CWE-1000, "Research Concepts", relations ChildOf), made by ``scripts/make_cwe_table.py``. What is
+ours is below: which numbers mean one and the same mistake in practice, and which say too little.
 """
 
 from __future__ import annotations
 
+import json
 from functools import cache
+from pathlib import Path
 
-# child -> parents, from CWE view 1000; only the entries that occur here and the way up from them
-PARENTS: dict[int, tuple[int, ...]] = {
-    15: (642, 610),
-    20: (707,),
-    22: (706, 668),
-    23: (22,),
-    36: (22,),
-    73: (610, 642),
-    74: (707,),
-    77: (74,),
-    78: (77,),
-    79: (74,),
-    80: (79,),
-    83: (79,),
-    87: (79,),
-    88: (77,),
-    89: (943,),
-    90: (943,),
-    91: (74,),
-    93: (74,),
-    94: (74, 913),
-    95: (94,),
-    96: (94,),
-    98: (706, 829),
-    99: (74,),
-    113: (93, 436),
-    116: (707,),
-    117: (116,),
-    119: (118,),
-    120: (119,),
-    121: (788, 787),
-    122: (788, 787),
-    124: (786, 787),
-    125: (119,),
-    126: (125, 788),
-    127: (125, 786),
-    129: (1285,),
-    130: (240,),
-    131: (682,),
-    134: (668,),
-    170: (707,),
-    190: (682,),
-    191: (682,),
-    200: (668,),
-    209: (200, 755),
-    242: (1177,),
-    259: (798,),
-    250: (269, 657),
-    276: (732,),
-    277: (732,),
-    278: (732,),
-    279: (732,),
-    281: (732,),
-    284: (),
-    285: (284,),
-    287: (284,),
-    295: (287,),
-    296: (295,),
-    297: (923, 295),
-    298: (672,),
-    299: (404,),
-    306: (287,),
-    311: (693,),
-    319: (311,),
-    321: (798,),
-    323: (344,),
-    326: (693,),
-    327: (693,),
-    328: (326, 327),
-    329: (573, 1204),
-    330: (693,),
-    331: (330,),
-    334: (330,),
-    335: (330,),
-    336: (335,),
-    337: (335,),
-    338: (330,),
-    340: (330,),
-    345: (693,),
-    347: (345,),
-    352: (345,),
-    362: (691,),
-    367: (362,),
-    377: (668,),
-    378: (377,),
-    379: (377,),
-    400: (664,),
-    401: (772,),
-    404: (664,),
-    415: (825, 1341),
-    416: (825,),
-    426: (642, 673),
-    434: (669,),
-    466: (119,),
-    470: (913, 610),
-    471: (664,),
-    476: (710, 754),
-    477: (710,),
-    494: (345, 669),
-    502: (913,),
-    522: (287, 668),
-    532: (538,),
-    538: (200,),
-    601: (610,),
-    606: (1284,),
-    610: (664,),
-    611: (610,),
-    617: (670,),
-    639: (863,),
-    641: (99,),
-    643: (943, 91),
-    665: (664,),
-    668: (664,),
-    676: (1177,),
-    680: (190,),
-    681: (704,),
-    682: (),
-    690: (252,),
-    693: (),
-    704: (664,),
-    706: (664,),
-    707: (),
-    732: (285, 668),
-    754: (703,),
-    755: (703,),
-    759: (916,),
-    760: (916,),
-    770: (400, 665),
-    772: (404,),
-    776: (674, 405),
-    780: (327,),
-    786: (119,),
-    787: (119,),
-    788: (119,),
-    789: (770, 1284),
-    798: (344, 671, 287),
-    805: (119,),
-    806: (805,),
-    823: (119,),
-    824: (119,),
-    825: (119, 672),
-    827: (706, 829),
-    829: (669,),
-    862: (285,),
-    863: (285,),
-    913: (664,),
-    915: (913,),
-    916: (328,),
-    917: (77,),
-    918: (441, 610),
-    942: (863, 923),
-    943: (74,),
-    1004: (732,),
-    1284: (20,),
-    1285: (20,),
-    1286: (20,),
-    1287: (20,),
-    1321: (915,),
-    1333: (407,),
-    1336: (94,),
-    407: (405,),
-    405: (400,),
-    730: (400,),
-}
+from treeplay.errors import ConfigError
 
-# numbers that tools use for one and the same mistake, though the view keeps them apart
+TABLE = Path(__file__).with_name("data") / "cwe-1000.json"
+
+# Numbers that tools and data sets use for one and the same mistake, though the view keeps them
+# apart. Siblings by MITRE's taxonomy (a stack overflow, an out-of-bounds write, a wrong length) are
+# one line of code to an analyser, and which of them it names is its authors' taste. CWE-730 is a
+# category that data sets use for slow regular expressions.
 ALIASES: tuple[frozenset[int], ...] = (
     frozenset({118, 119, 120, 121, 122, 124, 125, 126, 127, 129, 131, 786, 787, 788, 805, 823}),
     frozenset({190, 191, 680, 131}),
@@ -194,10 +39,15 @@ ALIASES: tuple[frozenset[int], ...] = (
     frozenset({611, 776, 827}),
 )
 
-# classes and pillars: true of nearly everything, so sharing them says nothing
+# Pillars and wide classes: true of nearly everything, so sharing one says nothing. A class under
+# which a person would look for one kind of mistake (CWE-119, CWE-200, CWE-330) is not among them.
+# No way up leads through one either: CWE-798 (a password in the text) comes under CWE-330 (weak
+# randomness) by way of CWE-344 alone, and no analyser means the one by the other.
 TOO_BROAD = frozenset(
     {20, 74, 94, 116, 118, 284, 285, 287, 345, 664, 668, 669, 693, 703, 706, 707, 710}
     | {610, 642, 670, 672, 682, 691, 754, 755, 913, 943, 404, 400}
+    | {138, 221, 228, 269, 344, 435, 436, 573, 657, 662, 665, 666, 671, 673, 675, 684, 696}
+    | {697, 705, 758, 799, 923, 1059, 1061, 1076, 1078, 1120, 1164, 1177, 1357, 1390, 1391}
 )
 STEPS = 2
 
@@ -208,12 +58,44 @@ def cwe_number(name: str) -> int | None:
     return int(digits) if digits.isascii() and digits.isdigit() else None
 
 
+@cache
+def _table() -> tuple[dict[int, str], dict[int, tuple[int, ...]]]:
+    """Names of weaknesses and categories, and the parents of weaknesses."""
+    names: dict[int, str] = {}
+    parents: dict[int, tuple[int, ...]] = {}
+    try:
+        data = json.loads(TABLE.read_text(encoding="utf-8"))
+        for number, (name, *above) in data["weaknesses"].items():
+            names[int(number)], parents[int(number)] = str(name), tuple(map(int, above))
+        for number, (name,) in data["categories"].items():
+            names[int(number)] = str(name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{TABLE}: the CWE table cannot be read; reinstall treeplay") from error
+    return names, parents
+
+
+def cwe_name(name: str) -> str:
+    """MITRE's name of a weakness or category, "" for a number that the CWE list does not have.
+
+    ``cwe_name("CWE-601")`` is "URL Redirection to Untrusted Site ('Open Redirect')".
+    Raises :class:`ConfigError` when the packaged table cannot be read.
+    """
+    number = cwe_number(name)
+    return "" if number is None else _table()[0].get(number, "")
+
+
 def ancestors(number: int, steps: int = STEPS) -> frozenset[int]:
     """All CWEs above ``number`` within so many ChildOf steps, itself left out."""
+    return _climb(number, steps, frozenset())
+
+
+def _climb(number: int, steps: int, closed: frozenset[int]) -> frozenset[int]:
+    """The same; what lies above a ``closed`` one is not looked at."""
+    parents = _table()[1]
     found: set[int] = set()
     level = {number}
     for _ in range(steps):
-        level = {parent for child in level for parent in PARENTS.get(child, ())}
+        level = {above for below in level - closed for above in parents.get(below, ())}
         found |= level
     return frozenset(found - {number})
 
@@ -223,14 +105,23 @@ def cwe_matches(found: str, wanted: str) -> bool:
     """Does a finding of the CWE ``found`` speak of the weakness ``wanted``?
 
     True when they are equal, in one alias group, or one is an ancestor of the other within two
-    steps, unless that ancestor is too broad to say anything (CWE-20, CWE-74, CWE-668...).
+    steps, unless that ancestor, or the one between, is too broad to say anything (CWE-20, CWE-74,
+    CWE-668...).
     """
     a, b = cwe_number(found), cwe_number(wanted)
     if a is None or b is None:
         return False
     if a == b or any(a in group and b in group for group in ALIASES):
         return True
-    return (b not in TOO_BROAD and b in ancestors(a)) or (a not in TOO_BROAD and a in ancestors(b))
+    return b in _kinds_of(a) or a in _kinds_of(b)
+
+
+@cache
+def _kinds_of(number: int) -> frozenset[int]:
+    """What a weakness is a kind of: its ancestors that still say something."""
+    if number in TOO_BROAD:
+        return frozenset()
+    return _climb(number, STEPS, TOO_BROAD) - TOO_BROAD
 
 
 def matches_any(found: str, wanted: tuple[str, ...]) -> bool:
