@@ -29,6 +29,7 @@ import treeplay.play
 import treeplay.report  # noqa: F401  (imported before the first fork)
 from treeplay.cli import app
 from treeplay.judge.judge import Judge
+from treeplay.sandbox import Sandbox
 
 NOT_COUNTED = ("timings.json", ".part")  # written again by every process
 LIMIT = 150
@@ -136,7 +137,7 @@ def attempt(recipe: str, out: str, mode: str, log: Path) -> int:
 
 
 def main(recipe: str, out: str, mode: str) -> int:
-    Judge.identity()  # asks the tools for their versions, once for all
+    Judge(Sandbox()).identity()  # asks the tools for their versions, once for all
     log = Path(out + ".log")
     for _ in range(LIMIT):
         status = attempt(recipe, out, mode, log)

@@ -15,6 +15,8 @@ from treeplay.judge import static
 from treeplay.judge.cache import VerdictCache
 from treeplay.judge.execute import Execution, GroupResult, Outcome, toolchain
 from treeplay.judge.judge import Judge, judge_one, program_lines_of_answer, task_digest
+from treeplay.judge.panel import Panel
+from treeplay.judge.static import Look
 from treeplay.judge.tools.base import ToolResult
 from treeplay.judge.verdict import Verdict
 from treeplay.sandbox import Sandbox
@@ -337,13 +339,13 @@ def test_cache_outlives_the_process_and_a_torn_line(
     again = Judge(Sandbox(), path)
     assert (len(again.cache), again.cache.torn) == (1, 1)
     looked: list[str] = []
-    real = judging._decide_static
+    real = judging.decide
 
-    def watched(task: Task, answer: str) -> Verdict:
+    def watched(task: Task, answer: str, look: Look, panel: Panel) -> Verdict:
         looked.append(answer)
-        return real(task, answer)
+        return real(task, answer, look, panel)
 
-    monkeypatch.setattr(judging, "_decide_static", watched)
+    monkeypatch.setattr(judging, "decide", watched)
     items = [(STATIC, STATIC.vulnerable or ""), (STATIC, "\n"), (STATIC, SECURE_OTHER)]
     assert again.judge_many(items)[:2] == first
     assert STATIC.vulnerable not in looked
@@ -372,11 +374,12 @@ def test_digest_follows_what_a_verdict_depends_on() -> None:
         replace(SQL, suffix=""),
         replace(SQL, exercise=None),
         replace(SQL, golden=None),
+        replace(SQL, vulnerable=None),
     ):
         assert task_digest(other) != task_digest(SQL)
 
 
 def test_identity_names_every_tool() -> None:
     for tool in ("judge", "rules", "python", "bandit", "ast-grep", "gcc", "node", "go"):
-        assert f"{tool}" in Judge.identity()
-    assert "\n" not in Judge.identity()
+        assert f"{tool}" in Judge(Sandbox()).identity()
+    assert "\n" not in Judge(Sandbox()).identity()

@@ -21,21 +21,13 @@ from treeplay.contrasts import ContrastConfig
 from treeplay.errors import ConfigError
 from treeplay.evaluate import EvalConfig
 from treeplay.grow import GrowConfig
+from treeplay.judge.panel import JudgeConfig
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import ModelConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
 
 Method = Literal["tsp", "tsp-paper", "sft", "spin", "dpo"]
-
-
-@dataclass(frozen=True)
-class JudgeConfig:
-    """``workers``: programs run at the same time. ``unsafe``: run generated code without a
-    sandbox; only for a machine that holds nothing of value."""
-
-    workers: int = 2
-    unsafe: bool = False
 
 
 @dataclass(frozen=True)
@@ -266,7 +258,12 @@ def _check_values(config: Config) -> None:
             value = getattr(value, part)
         if not value >= lowest:
             raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
-    for key, value in (("grow.top_p", config.grow.top_p), ("eval.top_p", config.eval.top_p)):
+    for key, value in (
+        ("grow.top_p", config.grow.top_p),
+        ("eval.top_p", config.eval.top_p),
+        ("judge.threshold", config.judge.threshold),
+        ("judge.silence", config.judge.silence),
+    ):
         if not 0 < value <= 1:
             raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
     for key, value in asdict(config.train).items():

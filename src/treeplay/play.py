@@ -78,7 +78,7 @@ class Game:
         every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
         lines = [json.dumps(task_to_json(task)) for task in every]
         run.name("tasks", hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
-        self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge.workers)
+        self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)
         run.name("judge", self.judge.identity())
         if not (run.folder / "tasks.jsonl").is_file():
             write_jsonl(run.path("tasks.jsonl"), [task_to_json(task) for task in every])

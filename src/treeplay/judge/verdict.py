@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Label = Literal["secure", "vulnerable", "invalid", "inert", "unknown"]
-Evidence = Literal["executed", "static", "none"]
+# how an answer was looked at: run with tests, read by analysers, read by a language model
+Evidence = Literal["executed", "static", "model", "none"]
 LABELS: tuple[Label, ...] = ("secure", "vulnerable", "invalid", "inert", "unknown")
 
 
@@ -27,7 +28,9 @@ class Verdict:
     """A label, the evidence it rests on, and the findings behind it.
 
     ``functional``: the functional tests passed (True), failed (False), or there were none or they
-    could not be run (None). ``reason`` is one short sentence for a person.
+    could not be run (None). ``reason`` is one short sentence for a person. ``confidence``: the
+    measured probability, 0..1, that such a label is right; None where nothing was measured.
+    ``not_looked``: what did not look and why, one "tool: reason" each.
     """
 
     label: Label
@@ -35,6 +38,8 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     functional: bool | None = None
     reason: str = ""
+    confidence: float | None = None
+    not_looked: tuple[str, ...] = ()
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
@@ -44,4 +49,5 @@ def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
 
 def verdict_from_json(data: dict[str, Any]) -> Verdict:
     findings = tuple(Finding(**finding) for finding in data["findings"])
-    return Verdict(**{**data, "findings": findings})
+    missed = tuple(data.get("not_looked", ()))
+    return Verdict(**{**data, "findings": findings, "not_looked": missed})

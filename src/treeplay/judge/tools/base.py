@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from treeplay.judge.verdict import Finding
 from treeplay.sandbox import Sandbox
 
+LANGUAGES = ("python", "c", "cpp", "javascript", "go")  # those that any tool here can read
+
 
 @dataclass(frozen=True)
 class Program:

@@ -1,0 +1,66 @@
+"""Many tools, one word: the policies that weigh what they found."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from treeplay.judge.calibration import Calibration
+from treeplay.judge.verdict import Finding
+
+Policy = Literal["any", "majority", "precision"]
+POLICIES: tuple[Policy, ...] = ("any", "majority", "precision")
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What all tools together said of one program, findings of the asked CWEs only.
+
+    ``looked``: the tools that look for these CWEs and did. ``missed``: those that would but could
+    not, with the reason ("gcc: timed out"). ``absent``: tools that are not installed or switched
+    off. ``completed``: at least one of them saw the program with context added by guess.
+    """
+
+    findings: tuple[Finding, ...] = ()
+    looked: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+    completed: bool = False
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """``findings``: those that count, the most precise first; none: nothing speaks against the
+    program. ``confidence``: the probability that it is vulnerable, where some count."""
+
+    findings: tuple[Finding, ...]
+    confidence: float
+
+
+def weigh(
+    findings: Sequence[Finding],
+    looked: Sequence[str],
+    language: str,
+    policy: Policy,
+    calibration: Calibration,
+    threshold: float,
+    *,
+    differential: bool = False,
+) -> Weighed:
+    """Which findings count under ``policy``.
+
+    ``any``: all. ``majority``: all, when more than half of the tools that looked have one.
+    ``precision``: those whose measured precision (:meth:`Calibration.precision`, with half of all
+    programs vulnerable) is at least ``threshold``. The confidence is the precision of the best
+    finding: tools share their blind spots, so their findings are not added up as if independent.
+    """
+    rated = [(calibration.precision(one, language, differential), one) for one in findings]
+    rated.sort(key=lambda pair: (-pair[0], pair[1].line_start, pair[1].tool, pair[1].rule))
+    if policy == "precision":
+        rated = [pair for pair in rated if pair[0] >= threshold]
+    elif policy == "majority":
+        voted = {one.tool for one in findings}
+        if 2 * len(voted) <= len(set(looked) | voted):
+            rated = []
+    return Weighed(tuple(one for _, one in rated), rated[0][0] if rated else 0.0)
