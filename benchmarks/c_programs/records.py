@@ -3,7 +3,7 @@
     python benchmarks/c_programs/records.py [dev|test] > c_programs.jsonl
     treeplay judge bench c_programs.jsonl
 
-``NAME.secure.c`` and ``NAME.vulnerable.c`` are siblings that differ in one mistake; ``labels.jsonl``
+``NAME.secure.c`` and ``NAME.vulnerable.c`` differ in one mistake; ``labels.jsonl``
 names the weakness and the half (by the same hash as ``treeplay.judge.bench.records.half_of``), and
 for mistakes that a sanitizer can show, what to run the vulnerable one with (``proof``: ``argv``,
 ``stdin`` and a part of what the sanitizer says).
