@@ -339,7 +339,7 @@ def test_cache_outlives_the_process_and_a_torn_line(
     again = Judge(Sandbox(), path)
     assert (len(again.cache), again.cache.torn) == (1, 1)
     looked: list[str] = []
-    real = judging.decide
+    real = static.decide
 
     def watched(task: Task, answer: str, look: Look, panel: Panel) -> Verdict:
         looked.append(answer)

@@ -5,18 +5,17 @@ Exit status: 0 done, 1 a check failed, 2 bad input (one sentence on stderr), 130
 
 from __future__ import annotations
 
-import errno
-import functools
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from treeplay.cli_judge import judge_app
+from treeplay.cli_told import err, out, told
 from treeplay.errors import TreeplayError
 
 app = typer.Typer(
@@ -28,44 +27,15 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="The starter pack, and tasks of your own.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
+app.add_typer(judge_app, name="judge")
 
 SOURCE = "'starter', a JSONL file, or TOML files."
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
-
-F = TypeVar("F", bound=Callable[..., Any])
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings over the recipe's, as key=value.")
 ]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the run folder.")]
 Round = Annotated[int, typer.Option("--round", help="Which round.", min=1)]
-
-
-def told(command: F) -> F:
-    """Turn errors that a person can mend into one sentence and an exit status."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except TreeplayError as error:
-            err.print(f"error: {error}", markup=False)
-            raise typer.Exit(2) from error
-        except KeyboardInterrupt:
-            err.print("interrupted; what was made is kept: add --resume to go on", markup=False)
-            raise typer.Exit(130) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            err.print(
-                f"error: the disk is full ({error.filename or error}); free some space, then add "
-                "--resume to go on",
-                markup=False,
-            )
-            raise typer.Exit(2) from error
-
-    return wrapped  # type: ignore[return-value]
 
 
 @app.command()

@@ -108,7 +108,6 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
             f"no finding counts, but in {program.language} that is so for much that is vulnerable: "
             f"{trust:.0%} likely to be secure"
         )
-    evidence = "model" if set(opinion.looked) == {MODEL_TOOL} else "static"
     reason = f"no finding of {what} counts"
     return Verdict(
         "secure", evidence(opinion.looked), (), None, reason, round(trust, 4), not_looked

@@ -1,4 +1,4 @@
-"""From judged records to a calibration: how often each rule fired on which side, and who was silent.
+"""From judged records to a calibration: how often each rule fired on which side, who was silent.
 
 Only pairs count for a rule, so that both sides are there as often. Only the tools' findings of the
 record's own CWE count, as in the pipeline.

@@ -7,7 +7,7 @@ judging, only the record's CWE is asked for. (The pipeline has a reference and d
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Literal
@@ -15,18 +15,20 @@ from typing import Literal
 from treeplay.judge.bench.measure import Measured
 from treeplay.judge.bench.records import Record
 from treeplay.judge.bench.score import Side
-from treeplay.judge.bench.tests import tests_of
+from treeplay.judge.bench.tests import tests_for
 from treeplay.judge.ensemble import Opinion
 from treeplay.judge.judge import Judge
 from treeplay.judge.panel import Panel
 from treeplay.judge.programs import judge_programs
 from treeplay.judge.tools.base import Program
 from treeplay.judge.verdict import Finding, Verdict
+from treeplay.progress import Reporter
 from treeplay.tasks.task import Task
 
 Evidence = Literal["static", "executed", "all"]
 ENSEMBLE = "ensemble"
 TESTS = "tests"
+CHUNK = 200  # programs that go to the tools at once: each batch starts every tool
 
 
 @dataclass(frozen=True)
@@ -52,15 +54,15 @@ def run_bench(
     records: Sequence[Record],
     panel: Panel,
     evidence: Evidence = "static",
-    progress: Callable[[str, int, int], None] | None = None,
+    reporter: Reporter | None = None,
 ) -> Bench:
     """Judge both sides of every record.
 
     ``static``: by the tools. ``executed``: by the records' tests alone; records without tests are
-    left out. ``all``: by the tests where there are some, else by the tools. ``progress(what, done,
-    of)`` is called now and then. Raises :class:`~treeplay.errors.SandboxError` when programs must
-    run and there is no sandbox.
+    left out. ``all``: by the tests where there are some, else by the tools. Raises
+    :class:`~treeplay.errors.SandboxError` when programs must run and there is no sandbox.
     """
+    reporter = reporter or Reporter(quiet=True)
     sides: list[Side] = []
     speed: dict[tuple[str, str, str], float] = {}
     measured: list[Measured] = []
@@ -71,7 +73,7 @@ def run_bench(
         run_s = 0.0
         if evidence != "static":
             start = time.perf_counter()
-            executed, missing = _execute(group, panel, what, progress)
+            executed, missing = _execute(group, panel, what, reporter)
             run_s = time.perf_counter() - start
             not_run += missing
             if executed:
@@ -85,7 +87,11 @@ def run_bench(
             verdicts = [executed[one.record.id, one.vulnerable] for one in halves]
         else:
             before = dict(panel.spent)
-            opinions = panel.look_many([one.program for one in halves])
+            with reporter.stage(f"{what} tools", len(halves)) as meter:
+                for first in range(0, len(halves), CHUNK):
+                    chunk = [one.program for one in halves[first : first + CHUNK]]
+                    opinions += panel.look_many(chunk)
+                    meter.advance(len(chunk))
             verdicts = judge_programs([one.program for one in halves], panel, opinions)
             for tool in panel.tools:
                 seconds, count = panel.spent.get((tool.name, language), (0.0, 0))
@@ -101,8 +107,6 @@ def run_bench(
         if halves:
             spent = time.perf_counter() - start + run_s
             speed[ENSEMBLE, dataset, language] = len(halves) / spent
-        if progress is not None:
-            progress(what, len(halves), len(halves))
         sides += [
             _side(ENSEMBLE, half, verdict) for half, verdict in zip(halves, verdicts, strict=True)
         ]
@@ -146,26 +150,28 @@ def _execute(
     records: Sequence[Record],
     panel: Panel,
     what: str,
-    progress: Callable[[str, int, int], None] | None,
+    reporter: Reporter,
 ) -> tuple[dict[tuple[str, bool], Verdict], list[tuple[str, str]]]:
-    """Verdicts of the records' own tests by (record, vulnerable side), and what could not be run."""
+    """Verdicts of the records' own tests by (record, is it the vulnerable side); what was not run."""
     judge = Judge(panel.sandbox, panel=panel)
     items: list[tuple[Task, str]] = []
     keys: list[tuple[str, bool]] = []
     not_run: list[tuple[str, str]] = []
+    tasks = tests_for(records)
     for record in records:
-        task, reason = tests_of(record)
-        if task is None:
-            not_run.append((record.id, reason))
+        task = tasks[record.id]
+        if isinstance(task, str):
+            not_run.append((record.id, task))
             continue
         for bad, text in ((True, record.vulnerable), (False, record.secure)):
             if text is not None:
                 # the whole program is the answer, so that the tests are all that speaks
                 items.append((task, text))
                 keys.append((record.id, bad))
-    verdicts = judge.judge_many(
-        items, None if progress is None else lambda done: progress(f"{what} tests", done, len(items))
-    )
+    if not items:
+        return {}, not_run
+    with reporter.stage(f"{what} tests", len(items)) as meter:
+        verdicts = judge.judge_many(items, meter.reach)
     found: dict[tuple[str, bool], Verdict] = {}
     for key, verdict in zip(keys, verdicts, strict=True):
         if verdict.evidence == "executed" or verdict.label == "invalid":

@@ -11,8 +11,8 @@ A program is flagged when the verdict is vulnerable, decided when it is vulnerab
   mean over the flagged vulnerable sides of pairs
 * brier: mean squared difference between the confidence in a verdict and whether it is right (1, 0)
 
-Intervals of shares are Wilson's (1927) score intervals, those of means are 95 % percentile bootstrap
-intervals over programs with a fixed seed.
+Intervals of shares are Wilson's (1927) score intervals, those of means are 95 % percentile
+bootstrap intervals over programs with a fixed seed.
 """
 
 from __future__ import annotations

@@ -1,0 +1,52 @@
+"""The executed tests that labelled records bring along, through the importer of their data set."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from treeplay.errors import TreeplayError
+from treeplay.judge.bench.records import Record
+from treeplay.tasks.importers import import_tasks
+from treeplay.tasks.task import Task
+
+TESTED = ("cweval", "seccodeplt")  # data sets whose records hold tests
+NO_TESTS = "the record has no tests"
+
+
+def tests_for(records: Sequence[Record]) -> dict[str, Task | str]:
+    """By record: a task whose answer is one whole side of it, or why it cannot be run.
+
+    The task's references are left out: its tests are all that may speak.
+    """
+    found: dict[str, Task | str] = {record.id: NO_TESTS for record in records}
+    for kind in TESTED:
+        mine = {record.id: record for record in records if record.dataset == kind}
+        if not mine:
+            continue
+        with tempfile.TemporaryDirectory(prefix="treeplay-") as folder:
+            path = Path(folder, f"{kind}.jsonl")
+            lines = [json.dumps(record.raw) for record in mine.values()]
+            path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            try:
+                tasks = import_tasks(kind, path).tasks
+            except TreeplayError as error:
+                found.update(dict.fromkeys(mine, f"the record cannot be read: {error}"))
+                continue
+        for task in tasks:
+            if task.id in mine and task.tests is not None:
+                head = _setup(mine[task.id])
+                found[task.id] = replace(
+                    task, prompt=head, suffix="", golden=None, vulnerable=None, exercise=None
+                )
+    return found
+
+
+def _setup(record: Record) -> str:
+    """What SecCodePLT's tests run before either side; the sides of other sets are whole."""
+    unittest = (record.raw.get("meta") or {}).get("unittest")
+    setup = unittest.get("setup") if isinstance(unittest, dict) else None
+    return f"{setup.strip()}\n\n" if isinstance(setup, str) and setup.strip() else ""
