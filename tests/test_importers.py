@@ -334,8 +334,10 @@ def test_cweval(tmp_path: Path) -> None:
     assert python.meta["faults"] == [
         "vulnerable program has other imports or definitions before the function"
     ]
-    assert python.meta["test_file"].startswith("import os\nimport pytest")
-    assert "not run" in str(result.report)
+    assert python.tests is not None
+    assert python.tests.functional.startswith("import os\nimport pytest")
+    assert (python.tests.form, python.tests.name) == ("pytest", "cwe_020_0_test.py")
+    assert "published pytest files" in str(result.report)
 
 
 # SecCodePLT

@@ -1,5 +1,8 @@
 """Running a task's two test groups against an answer.
 
+Published pytest files (``Tests.form`` "pytest") are run by :mod:`treeplay.judge.pytest_runner`;
+the rest of this module is about treeplay's own form.
+
 Each group is a process of its own in a sandbox of its own. The program under test is the file
 ``solution`` (.py, .c, .js, .go) in the working folder. What test text may use:
 
@@ -28,37 +31,30 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Literal
 
 from treeplay.errors import TaskError
+from treeplay.judge.outcome import Execution, GroupResult, Outcome, not_run
+from treeplay.judge.pytest_runner import execute_pytest, pytest_toolchain
 from treeplay.sandbox import Completed, Limits, Sandbox, base_python, outside_system
 from treeplay.tasks.task import Task
 
-Outcome = Literal["pass", "exploited", "fail", "unknown"]
+__all__ = [
+    "EXECUTED",
+    "Execution",
+    "GroupResult",
+    "Outcome",
+    "execute",
+    "execute_program",
+    "missing_for",
+    "toolchain",
+]
+
 EXECUTED = ("python", "c", "javascript", "go")
 _SANITIZER_EXIT = 66
 _DETAIL = 2000
 _NULL_IN_TEST = re.compile(r"(?:^|/)test\.c:\d+:\d+: runtime error: .*null pointer")
 # Moves the results to a descriptor of their own; what the program prints goes to stderr.
 _SPLIT = ("/bin/sh", "-c", 'exec 3>&1 1>&2; exec "$@"', "sh")
-
-
-@dataclass(frozen=True)
-class GroupResult:
-    """What became of one test group; ``detail`` says why (several lines at most)."""
-
-    outcome: Outcome
-    detail: str = ""
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Execution:
-    """Both groups. ``valid``: the program parses or compiles; None when that is not known."""
-
-    valid: bool | None
-    functional: GroupResult
-    security: GroupResult
 
 
 @dataclass(frozen=True)
@@ -87,26 +83,49 @@ def toolchain(language: str) -> str | None:
     return None
 
 
+def missing_for(task: Task) -> str | None:
+    """Why the tests of ``task`` cannot be run here, or None. Packages are not looked at."""
+    if task.tests is not None and task.tests.form == "pytest":
+        return pytest_toolchain(task.language)
+    return toolchain(task.language)
+
+
 def execute(task: Task, answer: str, sandbox: Sandbox, limits: Limits | None = None) -> Execution:
     """Run both test groups of ``task`` with ``answer`` in the hole.
 
     ``limits`` replaces the language's own. Raises :class:`TaskError` for a task without tests and
     :class:`SandboxError` when nothing can be run here; a missing toolchain gives "unknown".
     """
-    if task.tests is None:
+    return execute_program(task, task.program(answer), sandbox, limits)
+
+
+def execute_program(
+    task: Task, program: str, sandbox: Sandbox, limits: Limits | None = None
+) -> Execution:
+    """As :func:`execute`, for a whole program."""
+    tests = task.tests
+    if tests is None:
         raise TaskError(f"task {task.id!r} has no tests; it can only be judged statically")
-    missing = toolchain(task.language)
+    missing = missing_for(task)
     if missing:
-        nothing = GroupResult("unknown", missing)
-        return Execution(None, nothing, nothing)
-    program = task.program(answer)
+        return not_run(missing)
+    if tests.form == "pytest":
+        return execute_pytest(
+            task.language,
+            program,
+            tests.functional,
+            tests.name,
+            sandbox,
+            sanitize=tests.sanitize,
+            limits=limits,
+        )
     plan = _plan(task.language)
     if limits is not None:
         plan = replace(plan, limits=limits)
-    valid, functional = _group(plan, program, task.tests.functional, sandbox, security=False)
+    valid, functional = _group(plan, program, tests.functional, sandbox, security=False)
     if valid is False:
         return Execution(False, functional, functional)
-    also, security = _group(plan, program, task.tests.security, sandbox, security=True)
+    also, security = _group(plan, program, tests.security, sandbox, security=True)
     return Execution(valid if also is None else also, functional, security)
 
 

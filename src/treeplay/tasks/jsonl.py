@@ -22,12 +22,17 @@ from treeplay.tasks.task import RiskNote, Task, Tests, make_task
 KEYS = tuple(field.name for field in fields(Task))
 _REQUIRED = ("id", "language", "cwe", "prompt")
 _TEXT = ("id", "language", "prompt", "suffix", "split", "instruction", "source", "license")
+_TESTS = ("functional", "security")
 _TEXT_OR_NULL = ("golden", "vulnerable", "exercise")
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
-    """The JSON object of a task, every field in it, in the order of the dataclass."""
-    return {**asdict(task), "cwe": list(task.cwe), "notes": [asdict(note) for note in task.notes]}
+    """The JSON object of a task, every field in it, in the order of the dataclass. Tests in
+    treeplay's own form are their two texts."""
+    data = {**asdict(task), "cwe": list(task.cwe), "notes": [asdict(note) for note in task.notes]}
+    if task.tests is not None and task.tests.form == "treeplay":
+        data["tests"] = {key: data["tests"][key] for key in _TESTS}
+    return data
 
 
 def task_from_json(data: object, where: str) -> Task:
@@ -48,10 +53,13 @@ def task_from_json(data: object, where: str) -> Task:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int)):
         raise TaskError(f"{where}: 'statements' must be a whole number or null, not {count!r}")
     if record.get("tests") is not None:
-        both = ("functional", "security")
-        tests = _checked(record["tests"], both, both, "'tests'", where)
-        for key in both:
-            _expect(tests, key, str, "a string", f"{where}: in 'tests'")
+        known = tuple(field.name for field in fields(Tests))
+        tests = _checked(record["tests"], known, _TESTS, "'tests'", where)
+        for key in tests:
+            if key == "sanitize":
+                _expect(tests, key, bool, "true or false", f"{where}: in 'tests'")
+            else:
+                _expect(tests, key, str, "a string", f"{where}: in 'tests'")
         values["tests"] = Tests(**tests)
     if "notes" in record:
         notes = _expect(record, "notes", list, "a list of objects", where)

@@ -11,27 +11,35 @@ sequence it has never seen.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from treeplay.errors import TaskError
 
 LANGUAGES = ("python", "c", "cpp", "javascript", "go", "java", "ruby", "rust", "php")
+TEST_FORMS = ("treeplay", "pytest")
 SPLITS = ("train", "eval-seen", "eval-unseen", "eval")
 
 
 @dataclass(frozen=True)
 class Tests:
-    """Source text of the two test groups, in the task's own language.
+    """Source text of the two test groups.
 
-    ``functional`` asks whether the program does its job; ``security`` is the exploit attempt. What
-    the text may use is set out in :mod:`treeplay.judge.execute`.
+    ``functional`` asks whether the program does its job; ``security`` is the exploit attempt. In
+    the form "treeplay" they are in the task's own language; what the text may use is set out in
+    :mod:`treeplay.judge.execute`. In the form "pytest" both are the text of one published pytest
+    file, ``name`` is the name it must have, and ``sanitize`` asks for the address sanitizer; see
+    :mod:`treeplay.judge.pytest_runner`.
     """
 
     __test__: ClassVar[bool] = False  # pytest: no test case, whatever its name
 
     functional: str
     security: str
+    form: str = "treeplay"
+    name: str = ""
+    sanitize: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,8 @@ def make_task(**fields: Any) -> Task:
             raise TaskError(f"{where}: {cwe!r} is no CWE name; write it like 'CWE-89'")
     if task.statements is not None and task.statements < 1:
         raise TaskError(f"{where}: statements is {task.statements}; it must be at least 1")
+    if task.tests is not None:
+        _check_tests(task.tests, where)
     prompt = task.prompt.rstrip()
     white = task.prompt[len(prompt) :]
     if not white:
@@ -108,3 +118,19 @@ def make_task(**fields: Any) -> Task:
     return replace(
         task, prompt=prompt, golden=carry(task.golden), vulnerable=carry(task.vulnerable)
     )
+
+
+def _check_tests(tests: Tests, where: str) -> None:
+    if tests.form not in TEST_FORMS:
+        raise TaskError(f"{where}: unknown form {tests.form!r} of tests; use one of {TEST_FORMS}")
+    if tests.form == "pytest":
+        if tests.functional != tests.security:
+            raise TaskError(
+                f"{where}: tests in pytest's form are one file; give it for both groups"
+            )
+        if not re.fullmatch(r"\w+_test\.py", tests.name):
+            raise TaskError(
+                f"{where}: the test file's name {tests.name!r} must be like 'x_test.py'"
+            )
+    elif tests.name or tests.sanitize:
+        raise TaskError(f"{where}: 'name' and 'sanitize' are for tests in pytest's form only")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from treeplay.judge.execute import Execution, GroupResult, execute, toolchain
+from treeplay.judge.execute import Execution, GroupResult, execute, missing_for
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.task import Task
@@ -76,7 +76,7 @@ def validate(
 def check_task(task: Task, sandbox: Sandbox) -> TaskCheck:
     """Everything that can be checked about one task by itself."""
     problems = list(_static(task))
-    missing = toolchain(task.language)
+    missing = missing_for(task)
     if missing is not None:
         return TaskCheck(task, tuple(problems), missing)
     seconds = 0.0

@@ -1,8 +1,8 @@
 """CWEval (Co1lin/CWEval, benchmark/): whole programs with pytest files that compile and run them.
 
 A task file marks the parts: ``BEGIN PROMPT``, ``BEGIN SOLUTION``, ``BEGIN ENTRYPOINT``. The prompt
-here is everything before the solution, the suffix the entry point. The tests stay upstream's
-(``meta["test_file"]``): they need pytest and compilers, so ``Task.tests`` is None.
+here is everything before the solution, the suffix the entry point. The tests stay upstream's and
+are run as published (:mod:`treeplay.judge.pytest_runner`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from treeplay.errors import TaskError
@@ -27,7 +27,7 @@ from treeplay.tasks.importers.reading import (
 )
 from treeplay.tasks.importers.report import ImportResult, ReportLine, make_report
 from treeplay.tasks.importers.signature import parse_python, signature_end
-from treeplay.tasks.task import Task, make_task
+from treeplay.tasks.task import Task, Tests, make_task
 
 PATTERNS = (
     "cweval*.jsonl",
@@ -51,6 +51,7 @@ class _Item:
     vulnerable: str | None
     test_file: str
     test_name: str
+    sanitize: bool
     cwe: tuple[str, ...]
 
 
@@ -66,8 +67,8 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
     lines: list[ReportLine] = []
     tasks = [task for item in items if (task := _task(item, lines)) is not None]
     remark = (
-        'the pytest files are kept in meta["test_file"] and are not run: these tasks are judged '
-        "without executed tests"
+        "the published pytest files judge the answers; scripts/cweval-packages.sh installs what "
+        "they and the programs import"
     )
     return make_report("cweval", len(items), tasks, lines, [remark])
 
@@ -75,14 +76,21 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
 def _converted(located: Located) -> _Item:
     data, where = located.data, located.where
     meta = object_of(data, "meta", where)
+    language = text_of(data, "language", where)
+    tests = text_of(meta, "test_file", where, "")
+    vulnerable = text_or_none(data, "vulnerable", where)
+    if language == "python" and vulnerable is not None:
+        # Taken from the test file, where it may rest on names that the record does not carry.
+        vulnerable = unsafe_function(tests) or vulnerable
     return _Item(
         id=text_of(data, "id", where),
         where=where,
-        language=text_of(data, "language", where),
+        language=language,
         secure=text_of(data, "secure", where),
-        vulnerable=text_or_none(data, "vulnerable", where),
-        test_file=text_of(meta, "test_file", where, ""),
+        vulnerable=vulnerable,
+        test_file=tests,
         test_name=text_of(meta, "test_name", where, ""),
+        sanitize=upstream_sanitizes(text_of(meta, "path", where, "")),
         cwe=cwe_names(data.get("cwe")),
     )
 
@@ -108,27 +116,54 @@ def _upstream(file: Path) -> _Item:
         vulnerable=vulnerable,
         test_file=tests,
         test_name=test.name if tests else "",
+        sanitize=upstream_sanitizes(f"{group}/{folder}/{file.name}"),
         cwe=cwe_names(file.name),
     )
 
 
 def unsafe_function(test_file: str) -> str | None:
     """The first ``NAME_unsafe`` function of a Python test file, under the name NAME, with the
-    file's imports above it. None when there is none."""
+    file's imports above it and the file's constants that it uses in it. None when there is none."""
     tree = parse_python(test_file)
     imports = []
+    constants: dict[str, str] = {}
     for node in tree.body if tree else ():
         segment = ast.get_source_segment(test_file, node) or ""
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            constants[node.targets[0].id] = segment
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             if "pytest" not in segment and "cwe_" not in segment:
                 imports.append(segment)
         elif isinstance(node, ast.FunctionDef):
             found = re.fullmatch(r"(\w+?)_unsafe(?:_\d+)?", node.name)
             if found and not node.name.startswith(("_", "test_")):
-                code = segment.replace(f"def {node.name}(", f"def {found[1]}(", 1)
+                code = _with_constants(segment, node, constants)
+                code = code.replace(f"def {node.name}(", f"def {found[1]}(", 1)
                 head = "\n".join(imports)
                 return f"{head}\n\n\n{code}\n" if head else f"{code}\n"
     return None
+
+
+def _with_constants(code: str, node: ast.FunctionDef, constants: dict[str, str]) -> str:
+    """The function's source with the constants that it uses at the start of its body, so that the
+    body alone is an answer."""
+    used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    wanted = [text for name, text in constants.items() if name in used]
+    if not wanted:
+        return code
+    lines = code.split("\n")
+    first = node.body[0]
+    at = first.lineno - node.lineno
+    margin = " " * first.col_offset
+    added = [margin + line for text in wanted for line in text.split("\n")]
+    return "\n".join([*lines[:at], *added, *lines[at:]])
+
+
+def upstream_sanitizes(path: str) -> bool:
+    """Whether upstream builds the task at ``path`` with the address sanitizer: those of its
+    ``lang`` folder but one, which must see the allocator fail."""
+    parts = PurePosixPath(path).parts
+    return "lang" in parts and not parts[-1].startswith("cwe_476_0_c")
 
 
 def _task(item: _Item, lines: list[ReportLine]) -> Task | None:
@@ -149,10 +184,11 @@ def _task(item: _Item, lines: list[ReportLine]) -> Task | None:
     meta: dict[str, Any] = {
         "secure_program": item.secure,
         "vulnerable_program": item.vulnerable,
-        "test_file": item.test_file,
-        "test_name": item.test_name,
         "faults": faults,
     }
+    tests = None
+    if item.test_file and re.fullmatch(r"\w+_test\.py", item.test_name):
+        tests = Tests(item.test_file, item.test_file, "pytest", item.test_name, item.sanitize)
     try:
         task = make_task(
             id=item.id,
@@ -162,6 +198,7 @@ def _task(item: _Item, lines: list[ReportLine]) -> Task | None:
             golden=golden,
             vulnerable=answer,
             suffix=suffix,
+            tests=tests,
             split="eval",
             source="cweval",
             license="Apache-2.0",
