@@ -134,7 +134,7 @@ def doctor() -> None:
     checks = examine()
     for check in checks:
         mark = "ok" if check.ok else ("MISSING" if check.needed else "no")
-        out.print(f"{check.name:<16} {mark:<8} {check.detail}", markup=False)
+        out.print(f"{check.name:<18} {mark:<8} {check.detail}", markup=False)
     if any(check.needed and not check.ok for check in checks):
         raise typer.Exit(1)
 

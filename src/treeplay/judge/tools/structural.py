@@ -6,10 +6,9 @@ import importlib.metadata
 from collections.abc import Sequence
 
 from treeplay.judge.rules import TOOL, covers, find_vulnerable, rules_digest
-from treeplay.judge.tools.base import Program, Tool, ToolResult
+from treeplay.judge.tools.base import LANGUAGES, Program, Tool, ToolResult
 from treeplay.judge.tools.common import failure
 from treeplay.sandbox import Sandbox
-from treeplay.tasks.task import LANGUAGES
 
 
 def _version() -> str | None:
@@ -33,4 +32,4 @@ def _look(program: Program) -> ToolResult:
         return failure(TOOL, error)
 
 
-RULES = Tool(TOOL, tuple(LANGUAGES), "pip install ast-grep-py", _version, covers, _run)
+RULES = Tool(TOOL, LANGUAGES, "pip install ast-grep-py", _version, covers, _run)
