@@ -147,7 +147,10 @@ def unsafe_function(test_file: str) -> str | None:
 def _with_constants(code: str, node: ast.FunctionDef, constants: dict[str, str]) -> str:
     """The function's source with the constants that it uses at the start of its body, so that the
     body alone is an answer."""
-    used = {name.id for name in ast.walk(node) if isinstance(name, ast.Name)}
+    names = [name for name in ast.walk(node) if isinstance(name, ast.Name)]
+    own = {name.id for name in names if isinstance(name.ctx, ast.Store)}
+    own |= {argument.arg for argument in ast.walk(node) if isinstance(argument, ast.arg)}
+    used = {name.id for name in names} - own
     wanted = [text for name, text in constants.items() if name in used]
     if not wanted:
         return code
