@@ -111,7 +111,7 @@ class Client:
         """
         import tenacity
 
-        backoff = tenacity.wait_exponential_jitter(initial=0.5, max=30, jitter=0.5)
+        backoff = tenacity.wait_exponential(multiplier=0.5, max=30) + tenacity.wait_random(0, 0.5)
 
         def pause(state: RetryCallState) -> float:
             error = state.outcome.exception() if state.outcome else None
