@@ -1,0 +1,60 @@
+"""Type names that C programs of many projects share, and what they stand for."""
+
+from __future__ import annotations
+
+KNOWN_TYPES = {
+    **{
+        f"{sign}{bits}": f"{kind}int{bits}_t"
+        for sign, kind in (
+            ("u", "u"),
+            ("s", ""),
+            ("__u", "u"),
+            ("__s", ""),
+            ("__le", "u"),
+            ("__be", "u"),
+        )
+        for bits in (8, 16, 32, 64)
+    },
+    "uchar": "unsigned char",
+    "byte": "unsigned char",
+    "BYTE": "unsigned char",
+    "UCHAR": "unsigned char",
+    "Bytef": "unsigned char",
+    "guchar": "unsigned char",
+    "guint8": "uint8_t",
+    "UINT8": "uint8_t",
+    "u_char": "unsigned char",
+    "GLubyte": "unsigned char",
+    "CHAR": "char",
+    "gchar": "char",
+    "TCHAR": "char",
+    "Quantum": "unsigned short",
+    "WORD": "unsigned short",
+    "UINT16": "uint16_t",
+    "guint16": "uint16_t",
+    "DWORD": "unsigned int",
+    "UINT": "unsigned int",
+    "UINT32": "uint32_t",
+    "guint": "unsigned int",
+    "uint": "unsigned int",
+    "guint32": "uint32_t",
+    "INT32": "int32_t",
+    "gint": "int",
+    "UINT64": "uint64_t",
+    "guint64": "uint64_t",
+    "INT64": "int64_t",
+    "gint64": "int64_t",
+    "BOOL": "int",
+    "gboolean": "int",
+    "Bool": "int",
+    "boolean": "int",
+    "MagickBooleanType": "int",
+    "ULONG": "unsigned long",
+    "ulong": "unsigned long",
+    "gsize": "size_t",
+    "gssize": "ssize_t",
+    "gpointer": "void *",
+    "loff_t": "long long",
+    "gfp_t": "unsigned",
+    "u_int": "unsigned",
+}
