@@ -17,7 +17,7 @@ import subprocess
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
@@ -258,7 +258,7 @@ def judge_one(task: Task, answer: str, sandbox: Sandbox | None = None) -> Verdic
 
 def task_digest(task: Task) -> str:
     """Sixteen hex digits that change with anything of the task that a verdict depends on."""
-    tests = None if task.tests is None else [task.tests.functional, task.tests.security]
+    tests = None if task.tests is None else asdict(task.tests)
     texts = [task.prompt, task.golden, task.vulnerable, task.suffix]
     content = [task.language, task.cwe, texts, tests, task.exercise]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
