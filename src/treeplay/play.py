@@ -80,6 +80,11 @@ class Game:
         run.name("tasks", hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)
         run.name("judge", self.judge.identity())
+        untested = sorted({task.language for task in every if task.tests is None})
+        if untested:
+            with reporter.stage("canaries", 1) as meter:
+                self.judge.panel.check(untested)
+                meter.advance(1)
         if not (run.folder / "tasks.jsonl").is_file():
             write_jsonl(run.path("tasks.jsonl"), [task_to_json(task) for task in every])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +97,13 @@ class Panel:
         parts.append(f"calibration {calibration_digest(self.calibration)}")
         return "; ".join(parts)
 
+    def check(self, languages: Iterable[str]) -> None:
+        """Sing every tool's canaries for these languages now; those that fail are switched off."""
+        for language in languages:
+            for tool in self.tools:
+                if language in tool.languages:
+                    self._switched_off(tool, language)
+
     def look_many(self, programs: Sequence[Program]) -> list[Opinion]:
         """One opinion for each program, in order. Raises nothing on account of a program."""
         asked: dict[str, dict[str, Program]] = {}
@@ -176,10 +183,11 @@ class Panel:
         return bool(able) and all(any(tool.covers(language, one) for tool in able) for one in cwe)
 
 
-def chosen_tools(config: JudgeConfig) -> list[Tool]:
+def chosen_tools(config: JudgeConfig, cache_path: Path | None = None) -> list[Tool]:
     """The tools that a configuration asks for, installed or not, in the order of :data:`TOOLS`.
 
-    Raises :class:`ConfigError` for an unknown name, naming the nearest one.
+    ``cache_path``: where a language model's answers are kept. Raises :class:`ConfigError` for an
+    unknown name, naming the nearest one, and for files that cannot be read.
     """
     known = {tool.name: tool for tool in TOOLS}
     for name in config.tools:
@@ -188,7 +196,8 @@ def chosen_tools(config: JudgeConfig) -> list[Tool]:
                 f"judge.tools: there is no tool {name!r}; {nearest(name, [AUTO, *known])}"
             )
     auto = AUTO in config.tools
-    return [tool for tool in TOOLS if auto or tool.name in config.tools]
+    chosen = [tool for tool in TOOLS if auto or tool.name in config.tools]
+    return chosen
 
 
 def _concerned(tool: Tool, program: Program) -> bool:
