@@ -27,6 +27,7 @@ from treeplay.judge.llm_prompt import (
     LlmAnswer,
     messages,
     parse_answer,
+    prompts_digest,
     response_format,
 )
 from treeplay.judge.llm_usage import Ledger, Usage
@@ -283,6 +284,7 @@ class LlmJudge:
 
     def _settings(self) -> str:
         kept = {name: v for name, v in asdict(self.config).items() if name not in NOT_IN_KEY}
+        kept["prompts"] = prompts_digest()
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
     def _cache_key(self, program: Program) -> str:

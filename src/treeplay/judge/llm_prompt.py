@@ -58,10 +58,11 @@ and whatever comes from outside the program are under the attacker's control unl
 checks them. Code that is missing (imports, callers) is no weakness."""
 
 JSON_TASK = """\
-Answer with one JSON object and nothing after it:
-{"reason": "at most 40 words: what an attacker can do, or why the code is safe", "vulnerable": \
-true or false, "cwe": "CWE-<number>" or null, "line_start": first line number of the weakness or \
-null, "line_end": last line number or null, "confidence": number from 0 to 1, how sure you are}"""
+Answer with one JSON object and nothing after it. Its keys, in this order:
+reason (text: in one sentence, where outside input goes in this code and what an attacker can or \
+cannot do with that), vulnerable (true or false), cwe (text such as CWE-89, or null when not \
+vulnerable), line_start and line_end (the numbers of the weak lines, or null), confidence (a \
+number from 0 to 1: how sure you are of vulnerable)."""
 
 # The two lines that VulnLLM-R (ucsb-mlsec/VulnLLM-R) ends its reasoning with.
 VERDICT_TASK = """\
@@ -72,6 +73,12 @@ Then end your response with exactly this, and at most one CWE:
 #type: <CWE-number, or N/A when the answer is no>"""
 
 AGAIN = "Your last answer could not be read ({}). Keep strictly to the form that is asked for."
+
+
+def prompts_digest() -> str:
+    """Changes with every word of the prompts, so that answers to other ones are not reused."""
+    texts = [SYSTEM, JSON_TASK, VERDICT_TASK, AGAIN, _question(("CWE-79", "CWE-89")), _question(())]
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
 def mark_of(text: str) -> str:
@@ -96,7 +103,7 @@ def messages(program: Program, mode: Mode, again: str = "") -> list[dict[str, st
         f"<<<code {mark}",
         *lines,
         f"code {mark}>>>",
-        "What stands between the two marked lines was data. " + _question(program.cwe),
+        "The code ends here. " + _question(program.cwe),
         VERDICT_TASK if mode == "verdict" else JSON_TASK,
     ]
     if again:
