@@ -1,13 +1,12 @@
 """What the benchmarks of the executed oracles share: running reference pairs and counting them.
 
 A pair agrees when the secure program passes both groups and the vulnerable one passes the
-functional group and is exploited by the security group.
+functional group and not the security group.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -40,9 +39,9 @@ def run_pair(task: Task, programs: Sequence[str]) -> Row:
     start = time.monotonic()
     done = [execute_program(task, program, Sandbox()) for program in programs]
     groups = [group for one in done for group in _groups(one)]
-    wanted = ("pass", "pass", "pass", "exploited")
+    wanted = (("pass",), ("pass",), ("pass",), ("exploited", "fail"))
     outcomes = tuple(group.outcome for group in groups)
-    off = [group for group, want in zip(groups, wanted, strict=True) if group.outcome != want]
+    off = [group for group, want in zip(groups, wanted, strict=True) if group.outcome not in want]
     state = "agrees"
     if off:
         state = "not run" if any(group.outcome == "unknown" for group in groups) else "disagrees"
@@ -82,9 +81,9 @@ def report(rows: Sequence[Row], json_path: Path | None, seconds: float) -> None:
             f"{name:<12}{len(mine):>7}{states['agrees']:>7}{states['disagrees']:>10}"
             f"{states['not run']:>9}"
         )
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu = used.ru_utime + used.ru_stime
-    print(f"{2 * len(rows)} programs in {seconds:.0f} s, {cpu:.0f} s of processor time in children")
+    exploited = sum(row.state == "agrees" and row.outcomes[3] == "exploited" for row in rows)
+    print(f"{exploited} of the vulnerable programs were exploited; the others failed otherwise")
+    print(f"{2 * len(rows)} programs in {seconds:.0f} s")
     if json_path is not None:
         states = Counter(row.state for row in rows)
         data = {"seconds": seconds, **states, "rows": [asdict(row) for row in rows]}

@@ -2,7 +2,8 @@
 
     python benchmarks/seccodeplt_references.py PATH [--only TEXT] [--workers N] [--json OUT]
 
-PATH is the JSONL (or upstream's parquet file). docs/seccodeplt.md lists the pairs that do not agree.
+PATH is the JSONL (or upstream's parquet file). docs/benchmarks.md lists the pairs that do not
+agree.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Published pytest files (``Tests.form`` "pytest") are run by :mod:`treeplay.judge.pytest_runner`;
 the rest of this module is about treeplay's own form.
 
-Each group is a process of its own in a sandbox of its own. The program under test is the file
+Each group is a process of its own in a sandbox of its own; Python's two groups share one where the
+harness can make it as it was between them: most of the time is the start. The program is the file
 ``solution`` (.py, .c, .js, .go) in the working folder. What test text may use:
 
 * Python: ``exploited(why)``; ``import solution``.
@@ -27,16 +28,17 @@ import secrets
 import shutil
 import subprocess
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
 from treeplay.errors import TaskError
 from treeplay.judge.outcome import Execution, GroupResult, Outcome, not_run
+from treeplay.judge.pytest_needs import has_module, site_folders
 from treeplay.judge.pytest_runner import execute_pytest, pytest_toolchain
 from treeplay.sandbox import Completed, Limits, Sandbox, base_python, outside_system
-from treeplay.tasks.task import Task
+from treeplay.tasks.task import Task, Tests
 
 __all__ = [
     "EXECUTED",
@@ -119,14 +121,94 @@ def execute_program(
             sanitize=tests.sanitize,
             limits=limits,
         )
+    absent = [name for name in tests.requires if not has_module(name)]
+    if absent:
+        return not_run(f"not installed: {', '.join(absent)}; mend: pip install {' '.join(absent)}")
     plan = _plan(task.language)
     if limits is not None:
         plan = replace(plan, limits=limits)
+    if task.language == "python":
+        plan = _python_plan(plan, tests)
+        return _both(plan, program, tests, sandbox)
+    return _one_by_one(plan, program, tests, sandbox)
+
+
+def _one_by_one(plan: _Plan, program: str, tests: Tests, sandbox: Sandbox) -> Execution:
     valid, functional = _group(plan, program, tests.functional, sandbox, security=False)
     if valid is False:
         return Execution(False, functional, functional)
     also, security = _group(plan, program, tests.security, sandbox, security=True)
     return Execution(valid if also is None else also, functional, security)
+
+
+def _python_plan(plan: _Plan, tests: Tests) -> _Plan:
+    """``plan`` with the folders of the third-party modules that the tests allow for."""
+    modules = ""
+    readonly = plan.readonly
+    env = plan.env
+    if tests.requires:
+        folders = site_folders()
+        modules = ":".join(folders)
+        readonly = outside_system(*readonly, *folders)
+        # A thread each for every core, times their stacks, is over the limit on the address space.
+        env = (*env, ("OPENBLAS_NUM_THREADS", "1"), ("OMP_NUM_THREADS", "1"))
+    argv = (*plan.argv[:-1], str(plan.limits.wall_s), modules, plan.argv[-1])
+    return replace(plan, argv=argv, readonly=readonly, env=env)
+
+
+def _both(plan: _Plan, program: str, tests: Tests, sandbox: Sandbox) -> Execution:
+    """Both groups in one sandbox; a group that did not get its turn there is run by itself."""
+    if sandbox.unsafe:
+        return _one_by_one(plan, program, tests, sandbox)
+    nonces = [secrets.token_hex(16).encode() for _ in range(2)]
+    second = ".treeplay/test2.py"
+    limits = replace(plan.limits, wall_s=2 * plan.limits.wall_s + 2)
+    files = {**plan.files, plan.solution: program, plan.test: tests.functional}
+    try:
+        done = sandbox.run(
+            (*plan.argv, second),
+            {**files, second: tests.security},
+            stdin=b"".join(nonce + b"\n" for nonce in nonces),
+            limits=limits,
+            env=dict(plan.env),
+            readonly=plan.readonly,
+        )
+    except OSError as error:
+        return not_run(f"the program could not be started: {error}")
+    parts = _split(done, nonces)
+    valid, outcome, detail = _read(parts[0], nonces[0], False)
+    functional = GroupResult(outcome, detail[:_DETAIL], parts[0].seconds)
+    if valid is False:
+        return Execution(False, functional, functional)
+    if nonces[1] + b" START" in done.stdout:
+        also, outcome, detail = _read(parts[1], nonces[1], True)
+        security = GroupResult(outcome, detail[:_DETAIL], parts[1].seconds)
+    else:
+        also, security = _group(plan, program, tests.security, sandbox, security=True)
+    return Execution(valid if also is None else also, functional, security)
+
+
+def _split(done: Completed, nonces: Sequence[bytes]) -> list[Completed]:
+    """What a shared run was for each group: its own end where the harness told it, else the
+    run's."""
+    parts = []
+    stderr = done.stderr
+    for nonce in nonces:
+        mine, _, stderr = stderr.partition(b"\n" + nonce + b"\n")
+        found = re.findall(re.escape(nonce) + rb" ENDED (-?\d+) ([\d.]+)\n", done.stdout)
+        part = replace(done, stderr=mine)
+        if found:
+            status, seconds = found[-1]
+            slow = nonce + b" TIME\n" in done.stdout
+            part = replace(
+                part,
+                returncode=int(status),
+                timed_out=slow,
+                stopped="time" if slow else "",
+                seconds=float(seconds),
+            )
+        parts.append(part)
+    return parts
 
 
 @functools.cache

@@ -104,11 +104,12 @@ def _python(*texts: str) -> list[str]:
     names: set[str] = {"pytest"}
     for text in texts:
         names.update(re.findall(r"^\s*(?:import|from)\s+(\w+)", text, re.MULTILINE))
-    return [PYTHON[name] for name in sorted(names & set(PYTHON)) if not _has_module(name)]
+    return [PYTHON[name] for name in sorted(names & set(PYTHON)) if not has_module(name)]
 
 
 @functools.cache
-def _has_module(name: str) -> bool:
+def has_module(name: str) -> bool:
+    """Whether treeplay's own environment has the Python module."""
     return importlib.util.find_spec(name) is not None
 
 

@@ -27,11 +27,13 @@ _TEXT_OR_NULL = ("golden", "vulnerable", "exercise")
 
 
 def task_to_json(task: Task) -> dict[str, Any]:
-    """The JSON object of a task, every field in it, in the order of the dataclass. Tests in
-    treeplay's own form are their two texts."""
+    """The JSON object of a task, every field in it, in the order of the dataclass. Of its tests the
+    two texts and what is not as it mostly is."""
     data = {**asdict(task), "cwe": list(task.cwe), "notes": [asdict(note) for note in task.notes]}
-    if task.tests is not None and task.tests.form == "treeplay":
-        data["tests"] = {key: data["tests"][key] for key in _TESTS}
+    if task.tests is not None:
+        plain = asdict(Tests("", ""))
+        tests = {k: v for k, v in data["tests"].items() if k in _TESTS or v != plain[k]}
+        data["tests"] = {k: list(v) if isinstance(v, tuple) else v for k, v in tests.items()}
     return data
 
 
@@ -55,8 +57,13 @@ def task_from_json(data: object, where: str) -> Task:
     if record.get("tests") is not None:
         known = tuple(field.name for field in fields(Tests))
         tests = _checked(record["tests"], known, _TESTS, "'tests'", where)
-        for key in tests:
-            if key == "sanitize":
+        for key in list(tests):
+            if key == "requires":
+                names = _expect(tests, key, list, "a list of strings", f"{where}: in 'tests'")
+                if not all(isinstance(name, str) for name in names):
+                    raise TaskError(f"{where}: in 'tests': 'requires' must be a list of strings")
+                tests = {**tests, key: tuple(names)}
+            elif key == "sanitize":
                 _expect(tests, key, bool, "true or false", f"{where}: in 'tests'")
             else:
                 _expect(tests, key, str, "a string", f"{where}: in 'tests'")

@@ -30,7 +30,8 @@ class Tests:
     the form "treeplay" they are in the task's own language; what the text may use is set out in
     :mod:`treeplay.judge.execute`. In the form "pytest" both are the text of one published pytest
     file, ``name`` is the name it must have, and ``sanitize`` asks for the address sanitizer; see
-    :mod:`treeplay.judge.pytest_runner`.
+    :mod:`treeplay.judge.pytest_runner`. ``requires`` names third-party modules that a Python
+    program may import; they come from treeplay's own environment.
     """
 
     __test__: ClassVar[bool] = False  # pytest: no test case, whatever its name
@@ -40,6 +41,7 @@ class Tests:
     form: str = "treeplay"
     name: str = ""
     sanitize: bool = False
+    requires: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

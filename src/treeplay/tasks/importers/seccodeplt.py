@@ -8,7 +8,7 @@ Upstream rows (JSONL, a JSON list, or the parquet file) have ``CWE_ID``, ``task_
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -187,9 +187,11 @@ def _task(item: _Item, faults: list[str], lines: list[ReportLine]) -> Task | Non
         lines.append(ReportLine(item.id, "dropped", NO_PROMPT, item.where))
         return None
     parts = [item.setup, f"{_comment(item.words)}\n{before.strip(chr(10))}"]
+    requires = third_party(item.setup, item.secure, item.testcases)
     tests = None
     if name and not {NO_TESTS, NO_PARSE_TESTS, NO_CASES} & set(faults):
         tests = make_tests(name, item.testcases)
+        tests = replace(tests, requires=tuple(requires))
     try:
         return make_task(
             id=item.id,
@@ -205,7 +207,7 @@ def _task(item: _Item, faults: list[str], lines: list[ReportLine]) -> Task | Non
             license=item.license,
             meta={
                 "func_name": name,
-                "requires": third_party(item.setup, item.secure, item.testcases),
+                "requires": requires,
                 "install_requires": item.requires,
                 "security_policy": str(item.words.get("security_policy") or ""),
                 "rule": item.rule,
