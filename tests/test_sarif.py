@@ -224,7 +224,7 @@ VERDICTS = [
             (
                 Finding(None, 0, 0, "style", "cppcheck", ""),
                 Finding("CWE-564", 9, 4, "B608", "bandit", "x"),
-                Finding("CWE-99999", 1, 1, "B608", "bandit", "x"),
+                Finding("CWE-9999", 1, 1, "B608", "bandit", "x"),
             ),
             not_looked=("gcc: it does not compile",),
         ),

@@ -11,6 +11,7 @@ import yaml
 
 from treeplay.judge.tools import semgrep
 from treeplay.judge.tools.base import Program, Tool
+from treeplay.judge.tools.common import BrokenToolError
 from treeplay.judge.tools.semgrep import SEMGREP, make_semgrep, semgrep_version
 from treeplay.sandbox import Limits, Sandbox
 
@@ -73,16 +74,16 @@ def test_findings_in_order(tool: Tool) -> None:
 def test_the_slow_way_says_the_same(tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
     programs = [Program("python", EVIL), Program("python", "x = 1\n")]
     quick = tool.run(programs, Sandbox())
-    real = semgrep._Scan.run
+    real = semgrep._Scan.once
     tried = []
 
     def no_fast_way(self: Any, texts: Any, *, fast: bool) -> Any:
         tried.append(fast)
         if fast:
-            raise semgrep._BrokenError("no such option")
+            raise BrokenToolError("no such option")
         return real(self, texts, fast=False)
 
-    monkeypatch.setattr(semgrep._Scan, "run", no_fast_way)
+    monkeypatch.setattr(semgrep._Scan, "once", no_fast_way)
     assert tool.run(programs, Sandbox()) == quick
     assert tried == [True, False]
 

@@ -4,15 +4,42 @@ a program from outside the system's folders needs to be shown in the sandbox."""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.tools.base import ToolResult
 from treeplay.judge.verdict import Finding
 from treeplay.sandbox import Completed, outside_system
 
+T = TypeVar("T")
+R = TypeVar("R")
 SUFFIXES = {"python": ".py", "c": ".c", "cpp": ".cpp", "javascript": ".js", "go": ".go"}
+
+
+class BrokenToolError(Exception):
+    """A tool did not do its work on a batch; the text says how it ended. Never shown as such."""
+
+
+def isolate(
+    items: Sequence[T],
+    run: Callable[[Sequence[T]], list[R]],
+    works: Callable[[], bool],
+    broken: Callable[[str], R],
+) -> list[R]:
+    """``run(items)``; when that raises :class:`BrokenToolError`, the batch is halved until those
+    items are found that break the tool, and only these get ``broken(reason)``. A tool that breaks
+    on anything (``works`` says so, asked once at most) is not tried again."""
+    try:
+        return run(items)
+    except BrokenToolError as error:
+        reason = str(error)
+    if len(items) < 2 or not works():
+        return [broken(reason)] * len(items)
+    half = len(items) // 2
+    parts = (items[:half], items[half:])
+    return [one for part in parts for one in isolate(part, run, lambda: True, broken)]
 
 
 def asked_for(findings: Iterable[Finding], cwe: tuple[str, ...]) -> tuple[Finding, ...]:

@@ -22,7 +22,15 @@ from typing import Any
 
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.tools.base import Program, Tool, ToolResult
-from treeplay.judge.tools.common import SUFFIXES, asked_for, ending, named_cwe, program_folders
+from treeplay.judge.tools.common import (
+    SUFFIXES,
+    BrokenToolError,
+    asked_for,
+    ending,
+    isolate,
+    named_cwe,
+    program_folders,
+)
 from treeplay.judge.tools.semgrep_rules import (
     ALL,
     SemgrepRule,
@@ -74,10 +82,6 @@ class _Seen:
 
     hits: tuple[tuple[str, int, int], ...] = ()
     failed: str = ""
-
-
-class _BrokenError(Exception):
-    """Semgrep did not do its work on a batch; the text says how it ended."""
 
 
 def find_semgrep() -> str | None:
@@ -158,7 +162,8 @@ def _run(
         for start in range(0, len(texts), BATCH) if needed else ():
             some = texts[start : start + BATCH]
             scan = _Scan(executable, language, needed, sandbox)
-            seen.update(zip(some, _scan_all(scan, some), strict=True))
+            said = isolate(some, scan.run, scan.works, lambda why: _Seen(failed=why))
+            seen.update(zip(some, said, strict=True))
         known = {rule.id: rule for rule in needed}
         for at in places:
             one = seen.get(programs[at].text, _Seen())
@@ -199,8 +204,21 @@ class _Scan:
     rules: Sequence[SemgrepRule]
     sandbox: Sandbox
 
-    def run(self, texts: Sequence[str], *, fast: bool) -> list[_Seen]:
-        """What is said of each text. Raises :class:`_BrokenError`."""
+    def run(self, texts: Sequence[str]) -> list[_Seen]:
+        """What is said of each text, the fast way or else the slow one."""
+        try:
+            return self.once(texts, fast=True)
+        except BrokenToolError:
+            return self.once(texts, fast=False)
+
+    def works(self) -> bool:
+        try:
+            return bool(self.run(["\n"]))
+        except BrokenToolError:
+            return False
+
+    def once(self, texts: Sequence[str], *, fast: bool) -> list[_Seen]:
+        """What is said of each text. Raises :class:`BrokenToolError`."""
         name, merged = rules_file(self.rules)
         names = [f"p/{number}{SUFFIXES[self.language]}" for number in range(len(texts))]
         files = {name: merged, "nobody.pem": _CERTIFICATE, **dict(zip(names, texts, strict=True))}
@@ -222,44 +240,15 @@ class _Scan:
                 argv, files, limits=limits, env=_ENV, readonly=program_folders(self.executable)
             )
         except OSError as error:
-            raise _BrokenError(f"cannot be started ({error})") from error
+            raise BrokenToolError(f"cannot be started ({error})") from error
         if done.stopped:
-            raise _BrokenError(ending(done))
+            raise BrokenToolError(ending(done))
         try:
             data = json.loads(done.stdout.decode("utf-8", "replace"))
             return _read(data, names, texts, self.rules, done.returncode)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             kind = "no output" if not done.stdout.strip() else "no whole JSON"
-            raise _BrokenError(f"{kind} ({ending(done)})") from error
-
-
-def _scan_all(scan: _Scan, texts: Sequence[str], works: bool | None = None) -> list[_Seen]:
-    """Every text looked at, the fast way or the slow one. When both break, the batch is halved
-    until the text is found that breaks it, unless Semgrep breaks on an empty program as well."""
-    try:
-        return scan.run(texts, fast=True)
-    except _BrokenError:
-        pass
-    try:
-        return scan.run(texts, fast=False)
-    except _BrokenError as error:
-        reason = str(error)
-    if len(texts) > 1:
-        works = _works(scan) if works is None else works
-        if works:
-            half = len(texts) // 2
-            return _scan_all(scan, texts[:half], True) + _scan_all(scan, texts[half:], True)
-    return [_Seen(failed=reason)] * len(texts)
-
-
-def _works(scan: _Scan) -> bool:
-    for fast in (True, False):
-        try:
-            scan.run(["\n"], fast=fast)
-        except _BrokenError:
-            continue
-        return True
-    return False
+            raise BrokenToolError(f"{kind} ({ending(done)})") from error
 
 
 def _read(
@@ -269,16 +258,16 @@ def _read(
     rules: Sequence[SemgrepRule],
     status: int,
 ) -> list[_Seen]:
-    """Semgrep's JSON, put back in the order of ``names``. Raises :class:`_BrokenError`."""
+    """Semgrep's JSON, put back in the order of ``names``. Raises :class:`BrokenToolError`."""
     errors: list[dict[str, Any]] = data["errors"]
     for error in errors:
         if error.get("path") is None and error["level"] == "error":
-            raise _BrokenError(_line(error["message"]))
+            raise BrokenToolError(_line(error["message"]))
     if status not in (0, 1) and not errors:
-        raise _BrokenError(f"exit status {status}")
+        raise BrokenToolError(f"exit status {status}")
     scanned = {_plain(path) for path in data["paths"]["scanned"]}
     if not scanned.intersection(names):
-        raise _BrokenError(f"it scanned none of {len(names)} programs")
+        raise BrokenToolError(f"it scanned none of {len(names)} programs")
     ids = {rule.id for rule in rules}
     hits: dict[str, list[tuple[str, int, int]]] = {name: [] for name in names}
     for hit in data["results"]:
