@@ -33,8 +33,8 @@ def test_findings_in_order() -> None:
         javascript("// eslint-disable-next-line\nfunction f(p) { return eval(p); }\n"),
         javascript("function f(p) { return JSON.parse(p); }\n"),
         javascript("import cp from 'child_process';\nexport const f = (p) => cp.exec(p);\n"),
-        javascript("/* eslint-disable */\nconst ok = /^(a+)+$/.test(s);\nreturn ok;\n", "CWE-1333"),
-        javascript("const ok = /^(a+)+$/.test(s);\n", "CWE-78"),
+        javascript("/* eslint-disable */\nconst b = crypto.pseudoRandomBytes(8);\nreturn b;\n", "CWE-330"),
+        javascript("eval(x);\n", "CWE-78"),
         javascript("const A = () => <a href='x'>y</a>;\n"),
     ]
     results = ESLINT.run(programs, SANDBOX)
@@ -44,7 +44,7 @@ def test_findings_in_order() -> None:
         [("security/detect-eval-with-expression", "CWE-95", 2)],
         [],
         [("security/detect-child-process", "CWE-78", 2)],
-        [("security/detect-unsafe-regex", "CWE-1333", 2)],
+        [("security/detect-pseudoRandomBytes", "CWE-338", 2)],
         [],
         [],
     ]
