@@ -19,6 +19,7 @@ import pytest
 from chat_server import ChatServer, Request, Say, completion, verdict
 
 from treeplay.errors import ConfigError, RunError
+from treeplay.judge import llm_prompt
 from treeplay.judge.llm import LlmAnswer, LlmConfig, LlmFailure, LlmJudge, make_llm
 from treeplay.judge.llm_config import Mode
 from treeplay.judge.llm_prompt import mark_of
@@ -562,12 +563,15 @@ def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "treeplay[llm]" in answer.reason
 
 
-def test_version_names_what_answers() -> None:
+def test_version_names_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     tool = make_llm(config("http://127.0.0.1:1/v1"))
     other = make_llm(config("http://127.0.0.1:1/v1", temperature=1.0))
     assert (tool.name, tool.covers("go", "CWE-1")) == ("llm", True)
     assert str(tool.version()).startswith("tiny, prompt 1")
     assert tool.version() != other.version()
+    before = tool.version()
+    monkeypatch.setattr(llm_prompt, "SYSTEM", "Judge.")
+    assert tool.version() != before  # other words, other answers
 
 
 @pytest.fixture(scope="module")
