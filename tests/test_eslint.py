@@ -33,7 +33,9 @@ def test_findings_in_order() -> None:
         javascript("// eslint-disable-next-line\nfunction f(p) { return eval(p); }\n"),
         javascript("function f(p) { return JSON.parse(p); }\n"),
         javascript("import cp from 'child_process';\nexport const f = (p) => cp.exec(p);\n"),
-        javascript("/* eslint-disable */\nconst b = crypto.pseudoRandomBytes(8);\nreturn b;\n", "CWE-330"),
+        javascript(
+            "/* eslint-disable */\nconst b = crypto.pseudoRandomBytes(8);\nreturn b;\n", "CWE-330"
+        ),
         javascript("eval(x);\n", "CWE-78"),
         javascript("const A = () => <a href='x'>y</a>;\n"),
     ]
