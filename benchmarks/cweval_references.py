@@ -2,7 +2,7 @@
 
     python benchmarks/cweval_references.py PATH [--only TEXT] [--workers N] [--json OUT]
 
-PATH is the benchmark folder or its converted JSONL. docs/benchmarks.md says what to install.
+PATH is the benchmark folder or its converted JSONL. docs/cweval.md says what to install.
 """
 
 from __future__ import annotations

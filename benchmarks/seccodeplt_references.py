@@ -2,7 +2,7 @@
 
     python benchmarks/seccodeplt_references.py PATH [--only TEXT] [--workers N] [--json OUT]
 
-PATH is the JSONL (or upstream's parquet file). docs/benchmarks.md lists the pairs that do not
+PATH is the JSONL (or upstream's parquet file). docs/seccodeplt.md lists the pairs that do not
 agree.
 """
 

@@ -6,7 +6,7 @@
 # Debian packages need root (or sudo without a password); npm's go into a folder of treeplay's
 # (TREEPLAY_NODE_MODULES, else ~/.cache/treeplay/cweval/node_modules); Python's beside treeplay
 # (PYTHON, else .venv/bin/python). --print only says what would be done. A part that cannot be had
-# is told and passed over: the tasks that need it are then "unknown", see docs/benchmarks.md.
+# is told and passed over: the tasks that need it are then "unknown", see docs/cweval.md.
 set -uo pipefail
 
 cd "$(dirname "$0")/.."
