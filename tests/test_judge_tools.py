@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from treeplay.judge.execute import toolchain
+from treeplay.judge.rules import Rule, load_rules
 from treeplay.judge.tools import bandit as bandit_tool
 from treeplay.judge.tools.bandit import BANDIT, bandit_covers, run_bandit
 from treeplay.judge.tools.base import Program
@@ -170,23 +171,25 @@ def test_bandit_covers_what_it_finds() -> None:
 
 
 def test_tools_answer_in_order_and_only_what_is_asked() -> None:
-    programs = [
-        Program("python", "def f(a):\n    return eval(a)\n", ("CWE-89",)),
-        Program("python", "def f(a):\n    return eval(a)\n", ("CWE-95",)),
-        Program("python", "def ("),
-        Program("python", "def f(a):\n    return eval(a)\n"),
-    ]
-    for tool, rule in ((BANDIT, "B307"), (RULES, "py-eval")):
+    rule = next(one for one in load_rules() if (one.language, one.kind) == ("python", "vulnerable"))
+    evil = "def f(a):\n    return eval(a)\n"
+    for tool, text, cwe, name in ((BANDIT, evil, "CWE-95", "B307"), (RULES, *_example(rule))):
         assert tool.version()
-        results = tool.run(programs, SANDBOX)
-        assert [[one.rule for one in result.findings] for result in results] == [
-            [],
-            [rule],
-            [],
-            [rule],
+        asked: tuple[tuple[str, ...], ...] = (("CWE-835",), (cwe,), ())
+        programs = [Program("python", text, one) for one in asked]
+        results = tool.run([*programs, Program("python", "def (")], SANDBOX)
+        assert [name in {one.rule for one in result.findings} for result in results] == [
+            False,
+            True,
+            True,
+            False,
         ]
         # a tree is made of any text, a compiler's reader gives up
-        assert bool(results[2].failed) is (tool is BANDIT)
-        assert tool.covers("python", "CWE-95")
+        assert bool(results[3].failed) is (tool is BANDIT)
+        assert tool.covers("python", cwe)
         assert not tool.covers("python", "CWE-835")
     assert not BANDIT.covers("go", "CWE-95")
+
+
+def _example(rule: Rule) -> tuple[str, str, str]:
+    return rule.match[0], rule.cwe[0], rule.id

@@ -22,6 +22,10 @@ class BrokenToolError(Exception):
     """A tool did not do its work on a batch; the text says how it ended. Never shown as such."""
 
 
+class StoppedToolError(BrokenToolError):
+    """It met a limit of the sandbox; to try the same again would cost as much."""
+
+
 def isolate(
     items: Sequence[T],
     run: Callable[[Sequence[T]], list[R]],

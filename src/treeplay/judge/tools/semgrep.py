@@ -25,6 +25,7 @@ from treeplay.judge.tools.base import Program, Tool, ToolResult
 from treeplay.judge.tools.common import (
     SUFFIXES,
     BrokenToolError,
+    StoppedToolError,
     asked_for,
     ending,
     isolate,
@@ -208,6 +209,8 @@ class _Scan:
         """What is said of each text, the fast way or else the slow one."""
         try:
             return self.once(texts, fast=True)
+        except StoppedToolError:
+            raise
         except BrokenToolError:
             return self.once(texts, fast=False)
 
@@ -226,7 +229,7 @@ class _Scan:
         argv = [self.executable, "scan", *(["--experimental"] if fast else []), *_FLAGS]
         argv += [f"--jobs={jobs}", f"--config={name}", "p"]
         size = sum(len(text) for text in files.values())
-        wall = 60 + 2.0 * len(texts)
+        wall = 60.0 + len(texts)
         limits = Limits(
             wall_s=wall,
             cpu_s=int(wall) * jobs,
@@ -242,7 +245,7 @@ class _Scan:
         except OSError as error:
             raise BrokenToolError(f"cannot be started ({error})") from error
         if done.stopped:
-            raise BrokenToolError(ending(done))
+            raise StoppedToolError(ending(done))
         try:
             data = json.loads(done.stdout.decode("utf-8", "replace"))
             return _read(data, names, texts, self.rules, done.returncode)
