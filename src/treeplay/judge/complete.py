@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from treeplay.judge.complete_c import Guess, read_errors
 from treeplay.judge.complete_stubs import header_missing, prologue
-from treeplay.judge.tools.process import run_each
+from treeplay.judge.each import run_each
 from treeplay.sandbox import Sandbox
 
 ROUNDS = 8

@@ -13,9 +13,10 @@ from xml.etree import ElementTree
 
 from treeplay.errors import SandboxError
 from treeplay.judge.cwe import matches_any
+from treeplay.judge.each import Outcome, run_each
 from treeplay.judge.tools.base import Program, Tool, ToolResult
 from treeplay.judge.tools.common import SUFFIXES, asked_for, failure
-from treeplay.judge.tools.process import Outcome, all_failed, first_version, run_each
+from treeplay.judge.tools.process import all_failed, first_version
 from treeplay.judge.verdict import Finding
 from treeplay.sandbox import Sandbox
 
