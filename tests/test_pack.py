@@ -155,7 +155,7 @@ def test_bad_tasks_are_found(tmp_path: Path, old: str, new: str, words: str) -> 
 
 def test_across_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     task = load_task_toml(write(tmp_path))
-    monkeypatch.setattr(validate_module, "toolchain", lambda _language: "no tool here")
+    monkeypatch.setattr(validate_module, "missing_for", lambda _task: "no tool here")
     copy = replace(task, id="copy", split="eval-seen")
     result = validate([task, copy, task], Sandbox())
     assert not any(check.ok for check in result.checks)
