@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_bad_records(tmp_path: Path, line: str, words: str) -> None:
     assert words in str(caught.value)
 
 
-def write(path: Path, *records: dict[str, object]) -> Path:
+def write(path: Path, *records: Mapping[str, object]) -> Path:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
 

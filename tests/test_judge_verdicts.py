@@ -204,7 +204,7 @@ def test_static(judge: Judge, answer: str, label: str) -> None:
     assert verdict.functional is None
     if label == "vulnerable":
         assert verdict.evidence == "static"
-        assert {one.tool for one in verdict.findings} == {"bandit", "rules"}
+        assert {one.tool for one in verdict.findings} >= {"bandit", "rules"}
         assert {one.line_start for one in verdict.findings} == {6}
 
 
@@ -259,8 +259,8 @@ def test_a_crashed_tool_is_unknown(
 
 
 def test_no_tool_for_the_cwe_is_unknown(judge: Judge) -> None:
-    assert judge.judge_one(replace(STATIC, cwe=("CWE-362",)), SECURE_OTHER).label == "unknown"
-    both = replace(STATIC, cwe=("CWE-89", "CWE-362"))
+    assert judge.judge_one(replace(STATIC, cwe=("CWE-1021",)), SECURE_OTHER).label == "unknown"
+    both = replace(STATIC, cwe=("CWE-89", "CWE-1021"))
     assert judge.judge_one(both, SECURE_OTHER).label == "unknown"
     java = make_task(id="j", language="java", cwe=("CWE-89",), prompt="class A {")
     assert judge.judge_one(java, "\n}\n").label == "unknown"
@@ -288,7 +288,7 @@ def test_line_where_a_check_is_missing(judge: Judge, monkeypatch: pytest.MonkeyP
     task = make_task(
         id="guard",
         language="python",
-        cwe=("CWE-362",),
+        cwe=("CWE-1021",),
         prompt="def f(a):\n    b = a\n",
         golden="    if a < 0:\n        return 0\n    return b\n",
         tests=Tests("", ""),

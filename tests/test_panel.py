@@ -22,7 +22,7 @@ from treeplay.judge.canaries import load_canaries, sing
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.ensemble import weigh
 from treeplay.judge.judge import Judge
-from treeplay.judge.panel import JudgeConfig, Panel
+from treeplay.judge.panel import JudgeConfig, Panel, chosen_tools
 from treeplay.judge.programs import judge_programs
 from treeplay.judge.tools import TOOLS
 from treeplay.judge.tools.base import Program, Tool, ToolResult
@@ -274,3 +274,23 @@ def test_model_evidence_is_named_as_such() -> None:
     assert judge_programs([sql(BAD)], panel)[0].evidence == "model"
     both = panel_of(fake("llm"), fake("bandit"))
     assert judge_programs([sql(BAD)], both)[0].evidence == "static"
+
+
+def test_what_a_configuration_adds(tmp_path: Path) -> None:
+    """Own rules, a tool that writes SARIF and a model's endpoint are tools like any other."""
+    rules = tmp_path / "mine.yaml"
+    rules.write_text(
+        "rules:\n- id: mine\n  languages: [python]\n  severity: ERROR\n  message: no\n"
+        "  pattern: forbidden(...)\n  metadata: {cwe: [CWE-676]}\n"
+    )
+    endpoint = tmp_path / "llm.yaml"
+    endpoint.write_text("base_url: http://127.0.0.1:9/v1\nmodel: m\n")
+    config = JudgeConfig(tools=("bandit",), rules=(str(rules),), llm=str(endpoint))
+    assert [tool.name for tool in chosen_tools(config)] == ["bandit", "own-rules", "llm"]
+    endpoint.write_text("base_urk: http://127.0.0.1:9/v1\n")
+    with pytest.raises(ConfigError, match="base_url"):
+        chosen_tools(config)
+    with pytest.raises(ConfigError, match="absent"):
+        chosen_tools(replace(config, rules=(str(tmp_path / "absent"),)))
+    with pytest.raises(ConfigError, match="absent"):
+        chosen_tools(JudgeConfig(external=(str(tmp_path / "absent.yaml"),)))

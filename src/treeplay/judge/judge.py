@@ -60,7 +60,8 @@ class Judge:
         panel: Panel | None = None,
     ) -> None:
         self.sandbox = sandbox
-        self.panel = panel or Panel(sandbox, config)
+        llm_cache = cache_path and cache_path.with_name("llm.jsonl")
+        self.panel = panel or Panel(sandbox, config, llm_cache=llm_cache)
         self.workers = max(1, self.panel.config.workers)
         self.cache = VerdictCache(cache_path)
         self._identity = f"{_runners()}; {self.panel.identity()}"

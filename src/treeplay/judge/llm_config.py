@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
@@ -109,6 +110,24 @@ def llm_from_env_or_config(
     except (TypeError, ValueError):
         raise ConfigError("llm: the settings must be plain numbers, texts and lists") from None
     check_llm(config)
+    return config
+
+
+def load_llm(path: Path) -> LlmConfig:
+    """The settings in a YAML file, and below them those of the environment.
+
+    Raises :class:`ConfigError` naming the file or the key.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error
+    if data is not None and not isinstance(data, dict):
+        raise ConfigError(f"{path}: a model's endpoint is a mapping of keys to values")
+    config = llm_from_env_or_config(data)
+    if config is None:
+        raise ConfigError(f"{path}: it sets nothing; give at least base_url and model")
     return config
 
 

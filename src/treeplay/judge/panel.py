@@ -14,13 +14,18 @@ from treeplay.errors import ConfigError
 from treeplay.judge.calibration import Calibration, calibration_digest, load_calibration
 from treeplay.judge.canaries import sing
 from treeplay.judge.ensemble import Opinion, Policy
+from treeplay.judge.llm import make_llm
+from treeplay.judge.llm_config import load_llm
 from treeplay.judge.tools import TOOLS
 from treeplay.judge.tools.base import Program, Tool, ToolResult
+from treeplay.judge.tools.external import load_external
+from treeplay.judge.tools.semgrep import make_semgrep
 from treeplay.judge.verdict import Finding
 from treeplay.sandbox import Sandbox
 from treeplay.words import nearest
 
 AUTO = "auto"
+OWN_RULES = "own-rules"  # the name under which a user's Semgrep rules report
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Panel:
     """Asks tools about programs and remembers what they said, by content.
 
     ``tools`` replaces what ``config`` names. ``tell`` is called once for every tool that is
-    switched off. Raises :class:`ConfigError` for a tool that nobody knows and for files that
+    switched off. ``llm_cache``: the file that keeps a language model's answers. Raises :class:`ConfigError` for a tool that nobody knows and for files that
     cannot be read.
     """
 
@@ -67,6 +72,7 @@ class Panel:
         config: JudgeConfig | None = None,
         tools: Sequence[Tool] | None = None,
         tell: Callable[[str], None] = tell_loudly,
+        llm_cache: Path | None = None,
     ) -> None:
         self.config = config or JudgeConfig()
         self.sandbox = sandbox
@@ -74,7 +80,7 @@ class Panel:
         self.calibration: Calibration = load_calibration(
             Path(self.config.calibration) if self.config.calibration else None
         )
-        wanted = list(tools) if tools is not None else chosen_tools(self.config)
+        wanted = list(tools) if tools is not None else chosen_tools(self.config, llm_cache)
         auto = tools is None and AUTO in self.config.tools
         versions = {tool.name: tool.version() for tool in wanted}
         self.tools = tuple(tool for tool in wanted if versions[tool.name] is not None)
@@ -197,6 +203,11 @@ def chosen_tools(config: JudgeConfig, cache_path: Path | None = None) -> list[To
             )
     auto = AUTO in config.tools
     chosen = [tool for tool in TOOLS if auto or tool.name in config.tools]
+    if config.rules:
+        chosen.append(make_semgrep(config.rules, OWN_RULES))
+    chosen += [load_external(Path(path)) for path in config.external]
+    if config.llm:
+        chosen.append(make_llm(load_llm(Path(config.llm)), cache_path))
     return chosen
 
 
