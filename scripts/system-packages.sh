@@ -2,7 +2,8 @@
 # Make sure that the programs are here that treeplay runs generated code with.
 #
 # Needed: bubblewrap (the sandbox) and gcc with its C library (the C tasks).
-# Optional: node (the JavaScript tasks) and go (the Go tasks).
+# Optional: node (the JavaScript tasks), go (the Go tasks), g++ (C++), and the judge's analysers
+# cppcheck, clang-tidy and, where npm is, eslint with eslint-plugin-security.
 # Missing ones are installed with apt-get where that is possible without asking (root, or sudo
 # without a password); otherwise the one line to type is printed. Exit status 1 when a needed one
 # is missing afterwards.
@@ -28,6 +29,19 @@ needed() { # Debian's names of the needed packages that are missing
 optional() {
     have node || echo nodejs
     have go || echo golang-go
+    have g++ || echo g++
+    have cppcheck || echo cppcheck
+    have clang-tidy || echo clang-tidy
+}
+
+eslint_is_here() {
+    [ -n "${TREEPLAY_ESLINT:-}" ] || [ -d "$(npm root --global 2>/dev/null)/eslint-plugin-security" ]
+}
+
+# eslint 10 wants a newer node than Debian's.
+eslint_packages() {
+    node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 19) ? 0 : 1)' &&
+        echo eslint@10 eslint-plugin-security@4 || echo eslint@9 eslint-plugin-security@3
 }
 
 # The word before apt-get: nothing, sudo, or "no" where it cannot be run without asking.
@@ -55,9 +69,10 @@ by_hand() { # the one line to type
     if have apt-get; then
         echo "sudo apt-get install -y $*"
     elif have dnf; then
-        echo "sudo dnf install -y bubblewrap gcc glibc-devel libasan libubsan nodejs golang"
+        echo "sudo dnf install -y bubblewrap gcc gcc-c++ glibc-devel libasan libubsan nodejs golang" \
+            "cppcheck clang-tools-extra"
     elif have pacman; then
-        echo "sudo pacman -S --needed bubblewrap gcc nodejs go"
+        echo "sudo pacman -S --needed bubblewrap gcc nodejs go cppcheck clang"
     else
         echo "install these with your system's package manager: $*"
     fi
@@ -66,7 +81,9 @@ by_hand() { # the one line to type
 # Without quotes on purpose: words are packages.
 # shellcheck disable=SC2046
 set -- $(needed) $(optional)
-[ $# = 0 ] && exit 0
+if [ $# = 0 ] && { ! have npm || eslint_is_here; }; then
+    exit 0
+fi
 
 as=$(become)
 if [ "$as" != no ]; then
@@ -79,6 +96,11 @@ if [ "$as" != no ]; then
     for package in $(optional); do
         install "$package" || true
     done
+fi
+if have npm && have node && ! eslint_is_here; then
+    # A folder that only root may write to is left alone: eslint is optional.
+    # shellcheck disable=SC2046
+    npm install --silent --global --no-fund --no-audit $(eslint_packages) >/dev/null 2>&1 || true
 fi
 
 wanted=$(needed)
@@ -93,7 +115,13 @@ fi
 for package in $(optional); do
     case $package in
         nodejs) language=javascript ;;
-        *) language=go ;;
+        golang-go) language=go ;;
+        g++) language=c++ ;;
+        *)
+            echo "notice: $package is not installed, so the judge does without it" \
+                "(mend: $(by_hand "$package"))"
+            continue
+            ;;
     esac
     echo "notice: $package is not installed, so $language programs cannot be run: their tests are" \
         "skipped, and answers to $language tasks count as unknown (mend: $(by_hand "$package"))"

@@ -337,6 +337,7 @@ def _runners() -> str:
         f"judge {JUDGE_VERSION}",
         f"python {platform.python_version()}",
         f"gcc {_tool_version('gcc', '-dumpfullversion')}",
+        f"g++ {_tool_version('g++', '-dumpfullversion')}",
         f"node {_tool_version('node', '--version')}",
         f"go {_tool_version('go', 'version')}",
     ]
