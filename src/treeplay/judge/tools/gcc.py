@@ -28,8 +28,8 @@ WARNINGS = "-Wformat -Wformat-security -Wformat-overflow=1 -Warray-bounds -Wstri
 WARNINGS += " -Wreturn-local-addr -Wfree-nonheap-object -Wuse-after-free=2 -Wdangling-pointer=2"
 WARNINGS += " -Wsizeof-pointer-memaccess -Wstringop-truncation -Wdiv-by-zero -Wmaybe-uninitialized"
 COMMAND = (
-    f"gcc -x c -std=gnu11 -O1 -fkeep-static-functions {INCLUDES} -fanalyzer {WARNINGS} -fdiagnostics-format=json"
-    " -S -o /dev/null"
+    f"gcc -x c -std=gnu11 -O1 -fkeep-static-functions {INCLUDES} -fanalyzer {WARNINGS}"
+    " -fdiagnostics-format=json -S -o /dev/null"
 )
 # plain warnings carry no CWE
 CWE_OF: dict[str, str] = {
