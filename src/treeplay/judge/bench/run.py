@@ -15,7 +15,7 @@ from typing import Literal
 from treeplay.judge.bench.measure import Measured
 from treeplay.judge.bench.records import Record
 from treeplay.judge.bench.score import Side
-from treeplay.judge.bench.tests import tests_for
+from treeplay.judge.bench.tests import runnable_sides, tests_for
 from treeplay.judge.ensemble import Opinion
 from treeplay.judge.judge import Judge
 from treeplay.judge.panel import Panel
@@ -163,11 +163,10 @@ def _execute(
         if isinstance(task, str):
             not_run.append((record.id, task))
             continue
-        for bad, text in ((True, record.vulnerable), (False, record.secure)):
-            if text is not None:
-                # the whole program is the answer, so that the tests are all that speaks
-                items.append((task, text))
-                keys.append((record.id, bad))
+        for bad, text in runnable_sides(record, task).items():
+            # the whole program is the answer, so that the tests are all that speaks
+            items.append((task, text))
+            keys.append((record.id, bad))
     if not items:
         return {}, not_run
     with reporter.stage(f"{what} tests", len(items)) as meter:

@@ -45,6 +45,14 @@ def tests_for(records: Sequence[Record]) -> dict[str, Task | str]:
     return found
 
 
+def runnable_sides(record: Record, task: Task) -> dict[bool, str]:
+    """Whole programs, the vulnerable one under True: the importer's, which has mended what the
+    record left out (CWEval's unsafe functions use constants of their test file), else as given."""
+    mended = {True: task.meta.get("vulnerable_program"), False: task.meta.get("secure_program")}
+    given = {True: record.vulnerable, False: record.secure}
+    return {bad: mended[bad] or text for bad, text in given.items() if text is not None}
+
+
 def _setup(record: Record) -> str:
     """What SecCodePLT's tests run before either side; the sides of other sets are whole."""
     unittest = (record.raw.get("meta") or {}).get("unittest")
