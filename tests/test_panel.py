@@ -84,12 +84,12 @@ def sql(text: str) -> Program:
 
 def test_findings_of_all_tools_come_together() -> None:
     calls: list[int] = []
-    panel = panel_of(fake("a", calls=calls), fake("b", lambda text: "DROP" in text))
+    panel = panel_of(fake("a", calls=calls), fake("bandit", lambda text: "DROP" in text))
     bad, good = panel.look_many([sql(BAD), sql(GOOD)])
-    assert [one.tool for one in bad.findings] == ["a"]  # b misses a canary, and is off
+    assert [one.tool for one in bad.findings] == ["a"]  # the other misses a canary, and is off
     assert good.findings == ()
     assert good.looked == ("a",)
-    assert good.missed[0].startswith("b: switched off: it does not flag known-bad python")
+    assert good.missed[0].startswith("bandit: switched off: it does not flag known-bad python")
     asked = sum(calls)
     assert panel.look_many([sql(BAD), sql(GOOD)]) == [bad, good]
     assert sum(calls) == asked  # remembered by content
@@ -112,7 +112,7 @@ def test_a_tool_that_flags_known_good_code_is_switched_off_loudly() -> None:
         (fake("a", version=None), "not installed"),
         (
             replace(fake("a"), run=lambda programs, sandbox: [] * len(programs)),
-            "canary",
+            "another number",
         ),
     ],
 )
