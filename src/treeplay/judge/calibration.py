@@ -4,6 +4,11 @@
 bench --calibrate``. Nothing in it is a setting: a rule that fires on fixed code as often as on
 broken code has a precision of one half here, and the ``precision`` policy does not listen to it.
 
+A rule's precision is also counted where no better rule fires (``left``): the counts of a decision
+list (Rivest, Learning Decision Lists, 1987), made greedily, the most precise rule first. A crude
+rule that finds what a fine one finds too, and false alarms besides, is worth something only where
+the fine one could not look.
+
 Every rate is pulled towards that of the next larger group (rule and CWE, rule, tool and language,
 nothing known), as if the group's rate had been seen :data:`STRENGTH` times: the mean of a beta
 distribution whose prior is the larger group.
@@ -13,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -27,7 +32,7 @@ STRENGTH = 4.0
 # A tool that nobody measured: better than a coin, or nobody would have made it.
 UNMEASURED = 0.65
 ALL = "*"
-KEYS = ("made", "fired", "silent", "executed")
+KEYS = ("made", "tools", "fired", "left", "silent", "executed")
 
 
 @dataclass(frozen=True)
@@ -69,31 +74,46 @@ class Silent:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Counts by ``language/tool/rule/cwe`` (fired) and ``language/cwe`` (silent).
+    """Counts by ``language/tool/rule/cwe`` (fired, left) and ``language/cwe`` (silent).
 
-    ``executed``: (verdicts of executed tests that agree with their label, all of them).
-    ``made`` says from what, for people. An empty calibration knows nothing.
+    ``left`` counts only programs on which no rule fired that stands before this one in the decision
+    list; it holds where all of ``tools`` (language -> names) looked. ``executed``: (verdicts of
+    executed tests that agree with their label, all of them). ``made`` says from what, for people.
+    An empty calibration knows nothing.
     """
 
     fired: Mapping[str, Fired] = field(default_factory=dict)
+    left: Mapping[str, Fired] = field(default_factory=dict)
+    tools: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     silent: Mapping[str, Silent] = field(default_factory=dict)
     executed: tuple[int, int] = (0, 0)
     made: Mapping[str, Any] = field(default_factory=dict)
 
-    def precision(self, finding: Finding, language: str, differential: bool = False) -> float:
+    def precision(
+        self,
+        finding: Finding,
+        language: str,
+        differential: bool = False,
+        looked: Sequence[str] = (),
+    ) -> float:
         """The probability that code is vulnerable given this finding, if half of all code is.
 
-        ``differential``: the finding is known to be absent from a secure version.
+        ``differential``: the finding is known to be absent from a secure version. ``looked``: the
+        tools that did; when all that were there for the calibration are among them, the rate is
+        that of programs on which no better rule fires.
         """
         rule = finding.rule.replace("/", ".")  # as in a key
         path = (language, finding.tool, rule, finding.cwe or ALL)
         rate = UNMEASURED
-        for depth in (2, 3, 4):
-            seen = self._under(path[:depth])
+        seen = [self._sums.get(path[:depth], Fired()) for depth in (2, 3, 4)]
+        complete = set(self.tools.get(language, ())) <= set(looked)
+        if self.left and complete:
+            seen.append(self.left.get("/".join(path), Fired()))
+        for one in seen:
             good, bad = (
-                (seen.only_vulnerable, seen.only_secure)
+                (one.only_vulnerable, one.only_secure)
                 if differential
-                else (seen.vulnerable, seen.secure)
+                else (one.vulnerable, one.secure)
             )
             rate = (good + STRENGTH * rate) / (good + bad + STRENGTH)
         return rate
@@ -122,9 +142,6 @@ class Calibration:
             missed = ((not seen) + STRENGTH * missed) / (1 + STRENGTH)
         return quiet / (quiet + missed)
 
-    def _under(self, path: tuple[str, ...]) -> Fired:
-        return self._sums.get(path, Fired())
-
     @cached_property
     def _sums(self) -> dict[tuple[str, ...], Fired]:
         total: dict[tuple[str, ...], Fired] = {}
@@ -151,10 +168,13 @@ def calibration_digest(calibration: Calibration) -> str:
 
 def calibration_to_json(calibration: Calibration) -> dict[str, Any]:
     """The form of ``calibration.json``: four counts a key, in the order of the dataclasses."""
-    fired = {
-        key: [one.vulnerable, one.secure, one.only_vulnerable, one.only_secure]
-        for key, one in sorted(calibration.fired.items())
-    }
+
+    def four(counts: Mapping[str, Fired]) -> dict[str, list[int]]:
+        return {
+            key: [one.vulnerable, one.secure, one.only_vulnerable, one.only_secure]
+            for key, one in sorted(counts.items())
+        }
+
     silent = {
         key: [one.vulnerable, one.n_vulnerable, one.secure, one.n_secure]
         for key, one in sorted(calibration.silent.items())
@@ -162,8 +182,10 @@ def calibration_to_json(calibration: Calibration) -> dict[str, Any]:
     return {
         "made": dict(calibration.made),
         "executed": list(calibration.executed),
+        "tools": {language: list(names) for language, names in calibration.tools.items()},
         "silent": silent,
-        "fired": fired,
+        "fired": four(calibration.fired),
+        "left": four(calibration.left),
     }
 
 
@@ -181,6 +203,8 @@ def _load(path: Path) -> Calibration:
     try:
         return Calibration(
             fired={key: Fired(*_four(counts)) for key, counts in data["fired"].items()},
+            left={key: Fired(*_four(counts)) for key, counts in data["left"].items()},
+            tools={language: tuple(names) for language, names in data["tools"].items()},
             silent={key: Silent(*_four(counts)) for key, counts in data["silent"].items()},
             executed=(int(data["executed"][0]), int(data["executed"][1])),
             made=data["made"],

@@ -55,7 +55,7 @@ def weigh(
     programs vulnerable) is at least ``threshold``. The confidence is the precision of the best
     finding: tools share their blind spots, so their findings are not added up as if independent.
     """
-    rated = [(calibration.precision(one, language, differential), one) for one in findings]
+    rated = [(calibration.precision(one, language, differential, looked), one) for one in findings]
     rated.sort(key=lambda pair: (-pair[0], pair[1].line_start, pair[1].tool, pair[1].rule))
     if policy == "precision":
         rated = [pair for pair in rated if pair[0] >= threshold]

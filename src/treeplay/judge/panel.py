@@ -62,8 +62,8 @@ class Panel:
     """Asks tools about programs and remembers what they said, by content.
 
     ``tools`` replaces what ``config`` names. ``tell`` is called once for every tool that is
-    switched off. ``llm_cache``: the file that keeps a language model's answers. Raises :class:`ConfigError` for a tool that nobody knows and for files that
-    cannot be read.
+    switched off. ``llm_cache``: the file that keeps a language model's answers. Raises
+    :class:`ConfigError` for a tool that nobody knows and for files that cannot be read.
     """
 
     def __init__(

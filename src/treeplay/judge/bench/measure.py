@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from treeplay.judge.bench.records import Record
-from treeplay.judge.calibration import ALL, Calibration, Fired, Silent
+from treeplay.judge.calibration import ALL, STRENGTH, Calibration, Fired, Silent
 from treeplay.judge.ensemble import Opinion, Policy, weigh
 from treeplay.judge.static import spoken
 from treeplay.judge.verdict import Finding, Verdict
@@ -32,8 +32,15 @@ def calibrate(
     measured: Sequence[Measured], policy: Policy, threshold: float, made: Mapping[str, Any]
 ) -> Calibration:
     """Counts over the records; silence is that of ``policy`` under the counts just made."""
-    fired = _fired(measured)
-    first = Calibration(fired=fired)
+    pairs = _pairs(measured)
+    fired = _total(pairs)
+    tools: dict[str, set[str]] = {}
+    for one in measured:
+        if one.opinion is not None:
+            tools.setdefault(one.record.language, set()).update(one.opinion.looked)
+    known = {language: tuple(sorted(names)) for language, names in sorted(tools.items())}
+    marginal = Calibration(fired=fired)
+    first = Calibration(fired=fired, left=_decision_list(pairs, marginal), tools=known)
     silent: dict[str, Silent] = {}
     for one in measured:
         if one.opinion is None or not one.opinion.looked:
@@ -52,43 +59,88 @@ def calibrate(
         for one in measured
         if one.executed is not None
     ]
-    return Calibration(fired, silent, (sum(right), len(right)), made)
-
-
-def _fired(measured: Sequence[Measured]) -> dict[str, Fired]:
-    sides: dict[str, dict[bool, Measured]] = {}
-    for one in measured:
-        if one.opinion is not None:
-            sides.setdefault(f"{one.record.dataset}\0{one.record.id}", {})[one.vulnerable] = one
-    total: dict[str, Fired] = {}
-    for both in sides.values():
-        if len(both) < 2:
-            continue
-        bad, good = both[True], both[False]
-        in_bad, in_good = _hits(bad), _hits(good)
-        for key in in_bad.keys() | in_good.keys():
-            only_bad, only_good = in_bad[key] - in_good[key], in_good[key] - in_bad[key]
-            total[key] = total.get(key, Fired()) + Fired(
-                int(key in in_bad), int(key in in_good), int(bool(only_bad)), int(bool(only_good))
-            )
-    return total
-
-
-def _hits(side: Measured) -> dict[str, Counter[str]]:
-    """Texts of the lines that each ``language/tool/rule/cwe`` fired on."""
-    record, opinion = side.record, side.opinion
-    text = (record.vulnerable if side.vulnerable else record.secure) or ""
-    lines = text.splitlines()
-    hits: dict[str, Counter[str]] = _Hits()
-    for one in opinion.findings if opinion else ():
-        key = "/".join((record.language, one.tool, one.rule.replace("/", "."), one.cwe or ALL))
-        hits.setdefault(key, Counter())[_line(lines, one)] += 1
-    return hits
+    return replace(first, silent=silent, executed=(sum(right), len(right)), made=made)
 
 
 class _Hits(dict[str, "Counter[str]"]):
     def __missing__(self, key: str) -> Counter[str]:
         return Counter()
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """What fired on the sides of a pair, and which sides are still without a better rule."""
+
+    bad: _Hits
+    good: _Hits
+    bad_left: bool = True
+    good_left: bool = True
+
+
+def _pairs(measured: Sequence[Measured]) -> list[_Pair]:
+    sides: dict[str, dict[bool, Measured]] = {}
+    for one in measured:
+        if one.opinion is not None:
+            sides.setdefault(f"{one.record.dataset}\0{one.record.id}", {})[one.vulnerable] = one
+    return [
+        _Pair(_hits(both[True]), _hits(both[False])) for both in sides.values() if len(both) > 1
+    ]
+
+
+def _total(pairs: Sequence[_Pair]) -> dict[str, Fired]:
+    total: dict[str, Fired] = {}
+    for pair in pairs:
+        for key in pair.bad.keys() | pair.good.keys():
+            bad, good = pair.bad[key], pair.good[key]
+            total[key] = total.get(key, Fired()) + Fired(
+                int(pair.bad_left and bool(bad)),
+                int(pair.good_left and bool(good)),
+                int(pair.bad_left and bool(bad - good)),
+                int(pair.good_left and bool(good - bad)),
+            )
+    return total
+
+
+def _decision_list(pairs: Sequence[_Pair], marginal: Calibration) -> dict[str, Fired]:
+    """Counts of every rule on the sides where no rule before it fired; the next rule is always the
+    one that is most precise on what is left."""
+    left = list(pairs)
+    counts: dict[str, Fired] = {}
+    while True:
+        now = {key: one for key, one in _total(left).items() if key not in counts}
+        if not now:
+            return counts
+        key = max(
+            sorted(now), key=lambda key: (_rate(key, now[key], marginal), now[key].vulnerable)
+        )
+        counts[key] = now[key]
+        left = [
+            replace(
+                pair,
+                bad_left=pair.bad_left and key not in pair.bad,
+                good_left=pair.good_left and key not in pair.good,
+            )
+            for pair in left
+        ]
+
+
+def _rate(key: str, seen: Fired, marginal: Calibration) -> float:
+    language, tool, rule, cwe = key.split("/")
+    finding = Finding(cwe, 1, 1, rule, tool, "")
+    known = marginal.precision(finding, language)
+    return (seen.vulnerable + STRENGTH * known) / (seen.vulnerable + seen.secure + STRENGTH)
+
+
+def _hits(side: Measured) -> _Hits:
+    """Texts of the lines that each ``language/tool/rule/cwe`` fired on."""
+    record, opinion = side.record, side.opinion
+    text = (record.vulnerable if side.vulnerable else record.secure) or ""
+    lines = text.splitlines()
+    hits = _Hits()
+    for one in opinion.findings if opinion else ():
+        key = "/".join((record.language, one.tool, one.rule.replace("/", "."), one.cwe or ALL))
+        hits.setdefault(key, Counter())[_line(lines, one)] += 1
+    return hits
 
 
 def _line(lines: Sequence[str], finding: Finding) -> str:

@@ -152,7 +152,7 @@ def _execute(
     what: str,
     reporter: Reporter,
 ) -> tuple[dict[tuple[str, bool], Verdict], list[tuple[str, str]]]:
-    """Verdicts of the records' own tests by (record, is it the vulnerable side); what was not run."""
+    """Verdicts by (record, is it the vulnerable side) of the records' tests; what was not run."""
     judge = Judge(panel.sandbox, panel=panel)
     items: list[tuple[Task, str]] = []
     keys: list[tuple[str, bool]] = []
