@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
@@ -12,12 +12,15 @@ from rich.console import Console
 
 from treeplay.errors import TaskError
 from treeplay.judge.bench.command import bench_files, print_bench, write_calibration
+from treeplay.judge.bench.measure import Measured, calibrate
 from treeplay.judge.bench.page import bench_page
-from treeplay.judge.bench.records import group_of, half_of, read_labelled
+from treeplay.judge.bench.records import Record, group_of, half_of, read_labelled
 from treeplay.judge.bench.run import run_bench
 from treeplay.judge.bench.score import Side, make_rows, wilson
-from treeplay.judge.calibration import load_calibration
+from treeplay.judge.calibration import Fired, Silent, load_calibration
+from treeplay.judge.ensemble import Opinion
 from treeplay.judge.panel import JudgeConfig, Panel
+from treeplay.judge.verdict import Finding
 from treeplay.progress import Reporter
 from treeplay.sandbox import Sandbox
 
@@ -144,6 +147,30 @@ def test_bench_end_to_end(tmp_path: Path) -> None:
     console = Console(file=StringIO(), width=200)
     print_bench(report, console)
     assert "ensemble" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def opinion_of(rules: Sequence[str]) -> Opinion:
+    return Opinion(tuple(Finding("CWE-89", 1, 1, rule, "t", "") for rule in rules), ("t",))
+
+
+def test_a_crude_rule_is_worth_little_where_a_fine_one_looked() -> None:
+    """Of ten pairs the fine rule flags nine vulnerable sides; the crude one flags the same, and
+    three fixed sides as well. Alone the crude one has 9 of 12, where the fine one looked 0 of 3."""
+    measured = []
+    for n in range(10):
+        record = Record(f"r{n}", "d", "python", "CWE-89", "good", "bad", {})
+        fired = ["fine", "crude"] if n < 9 else []
+        measured.append(Measured(record, True, opinion_of(fired), None))
+        measured.append(Measured(record, False, opinion_of(["crude"] if n < 3 else []), None))
+    found = calibrate(measured, "precision", 0.6, {})
+    fine, crude = (Finding("CWE-89", 1, 1, rule, "t", "") for rule in ("fine", "crude"))
+    assert found.fired["python/t/crude/CWE-89"] == Fired(9, 3, 9, 3)
+    assert found.left["python/t/crude/CWE-89"] == Fired(0, 3, 0, 3)
+    assert found.left["python/t/fine/CWE-89"] == Fired(9, 0, 9, 0)
+    assert found.precision(fine, "python", looked=("t",)) > 0.9
+    assert found.precision(crude, "python") > 0.7
+    assert found.precision(crude, "python", looked=("t",)) < 0.5
+    assert found.silent["python/CWE-89"] == Silent(1, 10, 10, 10)
 
 
 def test_names_in_records_are_escaped(tmp_path: Path) -> None:

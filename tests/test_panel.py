@@ -198,10 +198,13 @@ def test_calibration_files(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     assert load_calibration().fired  # the packaged one
     path.write_text('{"made": {}}')
-    with pytest.raises(ConfigError, match=r"mine\.json: a calibration holds made, fired"):
+    with pytest.raises(ConfigError, match=r"mine\.json: a calibration holds made, tools"):
         load_calibration(path)
     other = tmp_path / "other.json"
-    other.write_text('{"made": {}, "executed": [1, 2], "silent": {"a": [1]}, "fired": {}}')
+    other.write_text(
+        '{"made": {}, "tools": {}, "executed": [1, 2], "silent": {"a": [1]}, "fired": {},'
+        ' "left": {}}'
+    )
     with pytest.raises(ConfigError, match=r"other\.json: a count in this calibration is broken"):
         load_calibration(other)
     one = Calibration({"python/a/r/*": Fired(1, 2, 3, 4)}, executed=(1, 2))
