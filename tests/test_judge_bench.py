@@ -167,9 +167,9 @@ def test_a_crude_rule_is_worth_little_where_a_fine_one_looked() -> None:
     assert found.fired["python/t/crude/CWE-89"] == Fired(9, 3, 9, 3)
     assert found.left["python/t/crude/CWE-89"] == Fired(0, 3, 0, 3)
     assert found.left["python/t/fine/CWE-89"] == Fired(9, 0, 9, 0)
-    assert found.precision(fine, "python", looked=("t",)) > 0.9
+    assert found.precision(fine, "python", whole=True) > 0.9
     assert found.precision(crude, "python") > 0.7
-    assert found.precision(crude, "python", looked=("t",)) < 0.5
+    assert found.precision(crude, "python", whole=True) < 0.5
     assert found.silent["python/CWE-89"] == Silent(1, 10, 10, 10)
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
@@ -94,20 +94,19 @@ class Calibration:
         finding: Finding,
         language: str,
         differential: bool = False,
-        looked: Sequence[str] = (),
+        whole: bool = False,
     ) -> float:
         """The probability that code is vulnerable given this finding, if half of all code is.
 
-        ``differential``: the finding is known to be absent from a secure version. ``looked``: the
-        tools that did; when all that were there for the calibration are among them, the rate is
-        that of programs on which no better rule fires.
+        ``differential``: the finding is known to be absent from a secure version. ``whole``: every
+        tool that was there for the calibration looked, so that the rate is that of programs on
+        which no better rule fires.
         """
         rule = finding.rule.replace("/", ".")  # as in a key
         path = (language, finding.tool, rule, finding.cwe or ALL)
         rate = UNMEASURED
         seen = [self._sums.get(path[:depth], Fired()) for depth in (2, 3, 4)]
-        complete = set(self.tools.get(language, ())) <= set(looked)
-        if self.left and complete:
+        if self.left and whole:
             seen.append(self.left.get("/".join(path), Fired()))
         for one in seen:
             good, bad = (

@@ -47,15 +47,16 @@ def weigh(
     threshold: float,
     *,
     differential: bool = False,
+    whole: bool = False,
 ) -> Weighed:
     """Which findings count under ``policy``.
 
     ``any``: all. ``majority``: all, when more than half of the tools that looked have one.
-    ``precision``: those whose measured precision (:meth:`Calibration.precision`, with half of all
-    programs vulnerable) is at least ``threshold``. The confidence is the precision of the best
+    ``precision``: those whose measured precision (:meth:`Calibration.precision`, which explains
+    ``whole``; half of all programs taken to be vulnerable) is at least ``threshold``. The confidence is the precision of the best
     finding: tools share their blind spots, so their findings are not added up as if independent.
     """
-    rated = [(calibration.precision(one, language, differential, looked), one) for one in findings]
+    rated = [(calibration.precision(one, language, differential, whole), one) for one in findings]
     rated.sort(key=lambda pair: (-pair[0], pair[1].line_start, pair[1].tool, pair[1].rule))
     if policy == "precision":
         rated = [pair for pair in rated if pair[0] >= threshold]

@@ -8,18 +8,16 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal, cast
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from treeplay.endpoint import check_address, host_of, read_key, stays_here
 from treeplay.errors import ConfigError
 
 ENV_PREFIX = "TREEPLAY_LLM_"
-KEY_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 
 Mode = Literal["schema", "object", "text", "verdict"]
 TokenField = Literal["max_tokens", "max_completion_tokens"]
@@ -60,17 +58,12 @@ class LlmConfig:
 
     @property
     def host(self) -> str:
-        return urlsplit(self.base_url).hostname or ""
+        return host_of(self.base_url)
 
     @property
     def stays_here(self) -> bool:
-        """The endpoint is this machine itself. A name is not looked up: only localhost counts."""
-        if self.host == "localhost":
-            return True
-        try:
-            return ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        """The endpoint is this machine itself."""
+        return stays_here(self.base_url)
 
 
 def llm_from_env_or_config(
@@ -133,43 +126,14 @@ def load_llm(path: Path) -> LlmConfig:
 
 def api_key(config: LlmConfig, env: Mapping[str, str] | None = None) -> str:
     """The key, "" when none is needed. Raises :class:`ConfigError` when its variable is not set."""
-    if not config.api_key_env:
-        return ""
-    key = (os.environ if env is None else env).get(config.api_key_env, "").strip()
-    if not key:
-        raise ConfigError(
-            f"the environment variable {config.api_key_env}, named by llm.api_key_env, is not set; "
-            "put the endpoint's key in it, or set llm.api_key_env to nothing"
-        )
-    if not (key.isascii() and key.isprintable()):
-        raise ConfigError(
-            f"the environment variable {config.api_key_env} holds more than one line of plain "
-            "characters; put only the endpoint's key in it"
-        )
-    return key
+    return read_key(config.api_key_env, "llm", env)
 
 
 def check_llm(config: LlmConfig) -> None:
     """Raise :class:`ConfigError` for values that cannot work together or at all."""
-    try:
-        url = urlsplit(config.base_url)
-        good = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
-    except ValueError:
-        good = False
-    if not good:
-        raise ConfigError("llm.base_url must be an address such as http://localhost:8000/v1")
-    if "@" in url.netloc or url.query or url.fragment:
-        raise ConfigError(
-            "llm.base_url must not hold a name, password, query or fragment; put the key in an "
-            "environment variable and name it in llm.api_key_env"
-        )
+    check_address(config.base_url, config.api_key_env, "llm")
     if not config.model.strip():
         raise ConfigError("llm.model is empty; name the model as the endpoint does")
-    if config.api_key_env and not KEY_NAME.fullmatch(config.api_key_env):
-        raise ConfigError(
-            "llm.api_key_env must be the name of an environment variable in capitals, such as "
-            "OPENAI_API_KEY, not the key itself"
-        )
     lowest = {"max_tokens": 1, "concurrency": 1, "retries": 0, "max_tokens_total": 0}
     for key, least in {**lowest, "max_chars": 1, "max_cost": 0}.items():
         if not getattr(config, key) >= least:

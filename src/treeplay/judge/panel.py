@@ -183,6 +183,11 @@ class Panel:
         absent = tuple(tool.name for tool in self.absent if _concerned(tool, program))
         return Opinion(tuple(findings), tuple(looked), tuple(missed), absent, completed)
 
+    def is_whole(self, language: str, opinion: Opinion) -> bool:
+        """Did all tools look that were there when the calibration was made?"""
+        here = {tool.name for tool in self.tools}
+        return not opinion.missed and set(self.calibration.tools.get(language, ())) <= here
+
     def covered(self, language: str, cwe: Sequence[str], looked: Sequence[str]) -> bool:
         """Did tools that look for every one of these CWEs look? Any tool will do for none."""
         able = [tool for tool in self.tools if tool.name in looked]

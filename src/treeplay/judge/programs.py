@@ -94,6 +94,7 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
         config.policy,
         panel.calibration,
         config.threshold,
+        whole=panel.is_whole(program.language, opinion),
     )
     if weighed.findings:
         return flagged(weighed, not_looked)

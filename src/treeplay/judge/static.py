@@ -88,6 +88,7 @@ def _look(task: Task, answer: str, opinions: dict[Program, Opinion], panel: Pane
             panel.calibration,
             config.threshold,
             differential=golden is not None,
+            whole=panel.is_whole(task.language, one),
         )
 
     sees = None if task.vulnerable is None else bool(weighed(task.vulnerable).findings)

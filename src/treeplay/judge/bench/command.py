@@ -77,7 +77,8 @@ def bench_files(
     report = {
         "created": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "treeplay": metadata.version("treeplay"),
-        "machine": f"{psutil.cpu_count()} CPUs, {platform.machine()}, Python {platform.python_version()}",
+        "machine": f"{psutil.cpu_count()} CPUs, {platform.machine()}, "
+        f"Python {platform.python_version()}",
         "judge": panel.identity(),
         "datasets": [path.name for path in datasets],
         "evidence": evidence,

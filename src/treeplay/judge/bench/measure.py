@@ -47,7 +47,13 @@ def calibrate(
             continue
         language = one.record.language
         kept = weigh(
-            one.opinion.findings, one.opinion.looked, language, policy, first, threshold
+            one.opinion.findings,
+            one.opinion.looked,
+            language,
+            policy,
+            first,
+            threshold,
+            whole=not one.opinion.missed,
         ).findings
         quiet = int(not kept)
         count = Silent(quiet, 1, 0, 0) if one.vulnerable else Silent(0, 0, quiet, 1)
