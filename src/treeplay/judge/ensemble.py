@@ -53,8 +53,10 @@ def weigh(
 
     ``any``: all. ``majority``: all, when more than half of the tools that looked have one.
     ``precision``: those whose measured precision (:meth:`Calibration.precision`, which explains
-    ``whole``; half of all programs taken to be vulnerable) is at least ``threshold``. The confidence is the precision of the best
-    finding: tools share their blind spots, so their findings are not added up as if independent.
+    ``whole``; half of all programs taken to be vulnerable) is at least ``threshold``.
+
+    The confidence is the precision of the best finding: tools share their blind spots, so their
+    findings are not added up as if independent.
     """
     rated = [(calibration.precision(one, language, differential, whole), one) for one in findings]
     rated.sort(key=lambda pair: (-pair[0], pair[1].line_start, pair[1].tool, pair[1].rule))
