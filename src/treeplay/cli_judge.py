@@ -79,11 +79,13 @@ def files(
     from treeplay.judge.files import judge_sources, read_sources
     from treeplay.judge.sarif import write_sarif
     from treeplay.judge.show import print_verdicts, verdicts_to_json
+    from treeplay.progress import Reporter
 
     names = tuple(_cwe(name) for name in cwe or ())
     sources = read_sources(paths, language, names)
     panel = _panel(policy, tools, rules, external, llm, calibration, unsafe)
-    verdicts = judge_sources(sources, panel)
+    with Reporter(err, quiet=len(sources) == 1).stage("judge", len(sources)) as meter:
+        verdicts = judge_sources(sources, panel, meter.advance)
     if form == "table" and output is None:
         print_verdicts(sources, verdicts, panel.identity(), out)
     elif form == "table":

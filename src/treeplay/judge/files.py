@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ ENDINGS = {
 # others' code, and what tools write
 SKIPPED = frozenset({"node_modules", "vendor", "venv", "site-packages", "__pycache__", "build"})
 LARGEST = 4_000_000  # bytes that are read of one file
+BATCH = 50  # programs that go to the tools at once
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,21 @@ def read_sources(
     return sources
 
 
-def judge_sources(sources: Sequence[Source], panel: Panel) -> list[Verdict]:
-    """A verdict on each source, in order; one that could not be read is unknown."""
-    readable = [one for one in sources if not one.problem]
-    verdicts = iter(judge_programs([one.program for one in readable], panel))
+def judge_sources(
+    sources: Sequence[Source], panel: Panel, progress: Callable[[int], None] | None = None
+) -> list[Verdict]:
+    """A verdict on each source, in order; one that could not be read is unknown.
+
+    ``progress`` is called with the number of programs judged since its last call.
+    """
+    readable = [one.program for one in sources if not one.problem]
+    judged: list[Verdict] = []
+    for first in range(0, len(readable), BATCH):
+        chunk = readable[first : first + BATCH]
+        judged += judge_programs(chunk, panel)
+        if progress is not None:
+            progress(len(chunk))
+    verdicts = iter(judged)
     return [
         Verdict("unknown", reason=one.problem) if one.problem else next(verdicts) for one in sources
     ]
