@@ -27,6 +27,7 @@ T = TypeVar("T")
 INSTALL = "pip install 'treeplay[llm]'"
 KEY_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 MAX_REPLY = 4 << 20  # bytes; longer replies are no answers
+HURRY_S = 5.0
 MAX_WAIT_S = 120.0  # a server that asks for a longer pause than this is not waited for
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504, 529})
 # What every later request would meet as well.
@@ -174,6 +175,8 @@ class Endpoint:
         read: Callable[[Iterator[bytes]], T],
         sent: Callable[[], None] = _nothing,
         lost: Callable[[], None] = _nothing,
+        *,
+        hurry: bool = False,
     ) -> T:
         """Send one request (POST, or GET without a body), again after a pause when that may help.
 
@@ -181,7 +184,7 @@ class Endpoint:
         and may return before the end, which hangs up. Pauses double from half a second, unless
         the server names one (``Retry-After``). ``sent`` is called before each request, ``lost``
         after one whose reply did not come back whole (the server may have worked, and charge,
-        for it).
+        for it). ``hurry``: one try of a few seconds, for what may as well be left undone.
         Raises :class:`Refused`, without the key in its words.
         """
         import tenacity
@@ -195,13 +198,14 @@ class Endpoint:
 
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Again),
-            stop=tenacity.stop_after_attempt(self._retries + 1),
+            stop=tenacity.stop_after_attempt(1 if hurry else self._retries + 1),
             wait=pause,
             reraise=True,
         )
+        limit_s = min(HURRY_S, self._timeout_s) if hurry else self._timeout_s
         # plain ASCII, and a lone surrogate in a text must not make the request unreadable
         data = None if body is None else json.dumps(body).encode("ascii")
-        result: T = tries(self._once, path, data, read, sent, lost)
+        result: T = tries(self._once, path, data, read, sent, lost, limit_s)
         return result
 
     def _once(
@@ -211,16 +215,19 @@ class Endpoint:
         read: Callable[[Iterator[bytes]], T],
         sent: Callable[[], None],
         lost: Callable[[], None],
+        limit_s: float,
     ) -> T:
         import httpx2
 
         sent()
-        deadline = time.monotonic() + self._timeout_s
+        deadline = time.monotonic() + limit_s
         headers = {"Content-Type": "application/json"}
         method = "GET" if data is None else "POST"
         url = self.base_url + path
         try:
-            with self._http.stream(method, url, content=data, headers=headers) as response:
+            with self._http.stream(
+                method, url, content=data, headers=headers, timeout=limit_s
+            ) as response:
                 pieces = self._pieces(response, deadline)
                 if response.status_code == 200:
                     try:
@@ -230,11 +237,11 @@ class Endpoint:
                         raise
                 raise self._fault(response, b"".join(pieces))
         except httpx2.ConnectTimeout:
-            reason = f"{self.host} cannot be reached in {self._timeout_s:g} s"
+            reason = f"{self.host} cannot be reached in {limit_s:g} s"
             raise Again(reason, for_all=True) from None
         except httpx2.TimeoutException:
             lost()
-            raise Again(f"no answer in {self._timeout_s:g} s") from None
+            raise Again(f"no answer in {limit_s:g} s") from None
         except httpx2.ConnectError as error:
             reason = self.clean(f"{self.host} cannot be reached ({error})")
             raise Again(reason, for_all=True) from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.policy.sample import Ended, Request, Row, SampleConfig, sample, seed_of
@@ -55,7 +56,8 @@ def sample_answers(
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return cut_answer(tasks[request], decode(policy, list(ids))).complete
 
-    drawn = sample(policy.model, requests, config, policy.stop_ids, done, progress)
+    draw = policy.sampler or partial(sample, policy.model)
+    drawn = draw(requests, config, policy.stop_ids, done, progress)
     return [
         Answer(
             task.id, number, cut_answer(task, decode(policy, one.ids)).text, len(one.ids), one.ended

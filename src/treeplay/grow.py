@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from treeplay.nodes import NodeConfig, find_nodes
 from treeplay.policy.model import Policy, check_room, decode, encode_path
@@ -82,7 +83,8 @@ def grow(
         text = _before(trees[t], node) + decode(policy, list(ids))
         return cut_answer(_scope(tasks[t], trees[t], node, config.completion), text).complete
 
-    samples = sample(policy.model, requests, config, policy.stop_ids, done, progress)
+    draw = policy.sampler or partial(sample, policy.model)
+    samples = draw(requests, config, policy.stop_ids, done, progress)
     new: list[list[Branch]] = [[] for _ in trees]
     for request_targets, request_samples in zip(row_targets, samples, strict=True):
         for (t, node, _), one in zip(request_targets, request_samples, strict=True):

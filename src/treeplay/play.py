@@ -33,6 +33,7 @@ from treeplay.policy.model import (
     load_adapter,
     load_policy,
 )
+from treeplay.policy.server import open_server
 from treeplay.progress import Reporter
 from treeplay.run import Run, read_jsonl, staged, write_json, write_jsonl
 from treeplay.sandbox import Sandbox, check_sandbox
@@ -64,6 +65,7 @@ class Game:
             check_sandbox()
         self.sandbox = Sandbox(unsafe=config.judge.unsafe)
         self.base_name = name
+        self.server = open_server(config.model, run.folder, reporter.say)
         self.tasks = train_tasks(config.tasks, config.seed) if training else []
         self.suites = eval_suites(config.tasks)
         self._warn_of_contamination()
@@ -73,6 +75,8 @@ class Game:
         if training and config.model.adapter:  # the base of this run is model and adapter
             self.policy = replace(self.policy, model=self.policy.model.merge_and_unload())
         check_packable(self.policy.model, config.train)
+        if self.server:
+            self.policy = replace(self.policy, sampler=self.server.sampler(self.policy))
         run.name(name, self.policy.identity)
         self._leave_out_what_does_not_fit()
         every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
@@ -131,6 +135,8 @@ class Game:
     def close(self) -> None:
         """End what goes on in the background (after an interruption, say)."""
         self.judge.close()
+        if self.server:
+            self.server.close()
 
     # Players. Round 0 is the base model, round r the adapter that round r trained.
 
@@ -152,7 +158,11 @@ class Game:
         self.run.name(self.player(number), adapter_digest(folder))
         model = load_adapter(self.policy.model, folder, trainable=False)
         try:
-            yield replace(self.policy, model=model.eval())
+            policy = replace(self.policy, model=model.eval())
+            if self.server:
+                served = self.server.sampler(policy, folder, self.player(number))
+                policy = replace(policy, sampler=served)
+            yield policy
         finally:
             model.unload()
 

@@ -25,6 +25,8 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treeplay.errors import ModelError, TaskError
+from treeplay.policy.sample import Sampler
+from treeplay.policy.server_config import ServerConfig
 from treeplay.tasks.task import Task
 
 EMBEDDED = "smollm2"
@@ -39,7 +41,7 @@ class ModelConfig:
     ``adapter``: a PEFT LoRA folder put on the model before anything else. ``style``: ``complete``
     continues the prompt as text; ``chat`` puts the instruction through the tokenizer's chat
     template and starts the assistant's code block with the prompt. ``threads``: CPU threads for
-    tensor work (0: leave PyTorch's own choice).
+    tensor work (0: leave PyTorch's own choice). ``server``: where to sample, if not here.
     """
 
     name: str = EMBEDDED
@@ -48,16 +50,19 @@ class ModelConfig:
     dtype: Dtype = "float32"
     device: str = "auto"
     threads: int = 0
+    server: ServerConfig = ServerConfig()
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A loaded model. ``identity`` names its weights: the same string means the same weights."""
+    """A loaded model. ``identity`` names its weights: the same string means the same weights.
+    ``sampler`` samples in the model's place where it is set."""
 
     model: Any
     tokenizer: Any
     style: Style
     identity: str
+    sampler: Sampler | None = None
 
     @property
     def device(self) -> torch.device:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -51,8 +51,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Sample:
-    """Sampled ids (an end mark included), the raw log-prob of each (temperature 1, untruncated),
-    and why sampling stopped."""
+    """Sampled ids (an end mark included), the raw log-prob of each (temperature 1, untruncated;
+    empty where a server sampled), and why sampling stopped."""
 
     ids: tuple[int, ...]
     logps: tuple[float, ...]
@@ -61,6 +61,19 @@ class Sample:
 
 # done(request index, row index, ids so far) -> the answer's end has been seen
 Done = Callable[[int, int, Sequence[int]], bool]
+
+
+class Sampler(Protocol):
+    """:func:`sample` without its model: what samples in the place of the local one."""
+
+    def __call__(
+        self,
+        requests: Sequence[Request],
+        config: SampleConfig,
+        stop_ids: frozenset[int],
+        done: Done | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[list[Sample]]: ...
 
 
 def seed_of(*parts: object) -> int:
