@@ -1,4 +1,4 @@
-"""Verdicts kept on disk: one JSON object a line, only ever appended to.
+"""Verdicts and answers kept on disk: one JSON object a line, only ever appended to.
 
 A process killed in the middle of a line leaves a torn one; it is skipped on reading, and the next
 line starts afresh behind it. Several processes may append to one file.
@@ -9,22 +9,31 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from treeplay.errors import RunError
 from treeplay.judge.verdict import Verdict, verdict_from_json, verdict_to_json
 
+T = TypeVar("T")
 
-class VerdictCache:
-    """Verdicts by key, in memory and, with a ``path``, on disk.
 
-    Raises :class:`RunError` when the file cannot be read or written.
+class LineCache(Generic[T]):
+    """Things called ``what`` by key, in memory and, with a ``path``, on disk.
+
+    ``write`` turns one into plain data and ``read`` makes it again, raising ``ValueError``,
+    ``KeyError`` or ``TypeError`` for other data. Raises :class:`RunError` when the file cannot be
+    read or written.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(
+        self, path: Path | None, what: str, write: Callable[[T], Any], read: Callable[[Any], T]
+    ) -> None:
         self.path = path
         self.torn = 0  # lines that could not be read
-        self._known: dict[str, Verdict] = {}
+        self._what, self._write, self._read = what, write, read
+        self._known: dict[str, T] = {}
         self._lock = threading.Lock()
         self._fresh_line = False
         if path is not None:
@@ -33,18 +42,18 @@ class VerdictCache:
     def __len__(self) -> int:
         return len(self._known)
 
-    def get(self, key: str) -> Verdict | None:
+    def get(self, key: str) -> T | None:
         return self._known.get(key)
 
-    def put(self, key: str, verdict: Verdict) -> None:
-        """Keep a verdict. The line is handed to the system in one write."""
+    def put(self, key: str, value: T) -> None:
+        """Keep one. The line is handed to the system in one write."""
         with self._lock:
             if key in self._known:
                 return
-            self._known[key] = verdict
+            self._known[key] = value
             if self.path is None:
                 return
-            line = json.dumps({"key": key, "verdict": verdict_to_json(verdict)}) + "\n"
+            line = json.dumps({"key": key, self._what: self._write(value)}) + "\n"
             data = (b"\n" if self._fresh_line else b"") + line.encode()
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,8 +64,8 @@ class VerdictCache:
                     os.close(handle)
             except OSError as error:
                 raise RunError(
-                    f"{self.path}: a verdict cannot be kept ({error.strerror}); free some space or "
-                    "choose another folder, then resume"
+                    f"{self.path}: the {self._what} cannot be kept ({error.strerror}); free some "
+                    "space or choose another folder, then resume"
                 ) from error
             if written != len(data):
                 raise RunError(f"{self.path}: the disk is full; free some space, then resume")
@@ -75,6 +84,13 @@ class VerdictCache:
                 continue
             try:
                 entry = json.loads(line)
-                self._known[entry["key"]] = verdict_from_json(entry["verdict"])
+                self._known[str(entry["key"])] = self._read(entry[self._what])
             except (ValueError, KeyError, TypeError):
                 self.torn += 1
+
+
+class VerdictCache(LineCache[Verdict]):
+    """Verdicts by key."""
+
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path, "verdict", verdict_to_json, verdict_from_json)

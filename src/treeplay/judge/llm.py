@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import sys
 import threading
@@ -19,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from treeplay.errors import RunError
+from treeplay.judge.cache import LineCache
 from treeplay.judge.llm_client import INSTALL, Client, Refused, Reply, installed
 from treeplay.judge.llm_config import LlmConfig, Mode, api_key, check_llm, llm_from_env_or_config
 from treeplay.judge.llm_prompt import (
@@ -88,7 +87,7 @@ class LlmJudge:
         check_llm(config)
         self.config = config
         self._key = api_key(config)
-        self._cache = AnswerCache(cache_path)
+        self._cache = LineCache(cache_path, "answer", asdict, lambda data: LlmAnswer(**data))
         self._ledger = Ledger(config)
         self._say = say or _to_stderr
         self._said: set[str] = set()
@@ -297,63 +296,3 @@ _SPEAKING = threading.Lock()
 
 def _to_stderr(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
-
-
-class AnswerCache:
-    """Answers by key, in memory and, with a ``path``, on disk: one JSON object a line.
-
-    As :class:`treeplay.judge.cache.VerdictCache`: lines are only appended, each in one write; a
-    torn one is skipped. Programs are not written, only their digests.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self.torn = 0  # lines that could not be read
-        self._known: dict[str, LlmAnswer] = {}
-        self._lock = threading.Lock()
-        self._fresh_line = False
-        if path is not None:
-            self._load(path)
-
-    def get(self, key: str) -> LlmAnswer | None:
-        return self._known.get(key)
-
-    def put(self, key: str, answer: LlmAnswer) -> None:
-        with self._lock:
-            self._known[key] = answer
-            if self.path is None:
-                return
-            line = json.dumps({"key": key, "answer": asdict(answer)}) + "\n"
-            data = (b"\n" if self._fresh_line else b"") + line.encode()
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-                try:
-                    written = os.write(handle, data)
-                finally:
-                    os.close(handle)
-            except OSError as error:
-                raise RunError(
-                    f"{self.path}: an answer cannot be kept ({error.strerror}); free some space or "
-                    "choose another folder, then resume"
-                ) from error
-            if written != len(data):
-                raise RunError(f"{self.path}: the disk is full; free some space, then resume")
-            self._fresh_line = False
-
-    def _load(self, path: Path) -> None:
-        try:
-            data = path.read_bytes()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise RunError(f"{path}: cannot be read ({error.strerror})") from error
-        self._fresh_line = bool(data) and not data.endswith(b"\n")
-        for line in data.split(b"\n"):
-            if not line.strip():
-                continue
-            try:
-                entry = json.loads(line)
-                self._known[str(entry["key"])] = LlmAnswer(**entry["answer"])
-            except (ValueError, KeyError, TypeError):
-                self.torn += 1
