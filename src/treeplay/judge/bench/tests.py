@@ -13,7 +13,8 @@ from treeplay.judge.bench.records import Record
 from treeplay.tasks.importers import import_tasks
 from treeplay.tasks.task import Task
 
-TESTED = ("cweval", "seccodeplt")  # data sets whose records hold tests
+# importer -> the key of ``meta`` by which its records are known, whatever their data set is called
+TESTED = {"cweval": "test_file", "seccodeplt": "unittest"}
 NO_TESTS = "the record has no tests"
 
 
@@ -23,8 +24,8 @@ def tests_for(records: Sequence[Record]) -> dict[str, Task | str]:
     The task's references are left out: its tests are all that may speak.
     """
     found: dict[str, Task | str] = {record.id: NO_TESTS for record in records}
-    for kind in TESTED:
-        mine = {record.id: record for record in records if record.dataset == kind}
+    for kind, key in TESTED.items():
+        mine = {record.id: record for record in records if (record.raw.get("meta") or {}).get(key)}
         if not mine:
             continue
         with tempfile.TemporaryDirectory(prefix="treeplay-") as folder:
