@@ -67,6 +67,9 @@ class ChatServer:
             def do_POST(self) -> None:
                 server._serve(self)
 
+            def do_GET(self) -> None:
+                server._serve(self)
+
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
@@ -89,7 +92,7 @@ class ChatServer:
         self._http.server_close()
 
     def _serve(self, handler: BaseHTTPRequestHandler) -> None:
-        data = handler.rfile.read(int(handler.headers["content-length"]))
+        data = handler.rfile.read(int(handler.headers.get("content-length") or 0)) or b"null"
         headers = {name.lower(): value for name, value in handler.headers.items()}
         request = Request(handler.path, headers, json.loads(data))
         with self._lock:
