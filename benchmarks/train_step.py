@@ -39,6 +39,7 @@ from typing import Any
 from common import (
     SMALL,
     WORK,
+    BenchTree,
     Shape,
     arguments,
     flat_tokens,
@@ -130,19 +131,7 @@ def run(
     contrasts = [make_contrasts(tree, f"tree {i}") for i, tree in enumerate(made)]
     flat = [c for some in contrasts for c in some]
     steps = 2 if given.quick else 3
-    spec: dict[str, Any] = {
-        "folder": str(folder),
-        "dtype": dtype,
-        "device": device,
-        "seed": given.seed,
-        "lora_r": given.lora_r,
-        "beta": BETA,
-        "budget": budget or shape.unique,
-        "layers": 0,
-        "checkpointing": False,
-        "contrasts": [asdict(c) for c in flat],
-        "golden": [{"prompt": tree.prompt, "path": tree.path} for tree in made],
-    }
+    spec = step_spec(folder, dtype, device, made, budget or shape.unique, given.seed, given.lora_r)
     ways: dict[str, Callable[[], dict[str, Any]]] = {"rate": partial(rates, device)}
     for name in given.ways:
         if not name.startswith("trl"):
@@ -166,6 +155,33 @@ def run(
             key: middle(rows["rate"], key) for key in rows["rate"][0] if not key.endswith("each")
         },
         "goals": goals(rows, dtype),
+    }
+
+
+def step_spec(
+    folder: Path,
+    dtype: str,
+    device: str,
+    trees: Sequence[BenchTree],
+    budget: int,
+    seed: int,
+    lora_r: int = 16,
+    checkpointing: bool = False,
+) -> dict[str, Any]:
+    """What :func:`work` needs, less ``way`` and ``steps``."""
+    contrasts = [c for i, tree in enumerate(trees) for c in make_contrasts(tree, f"tree {i}")]
+    return {
+        "folder": str(folder),
+        "dtype": dtype,
+        "device": device,
+        "seed": seed,
+        "lora_r": lora_r,
+        "layers": 0,
+        "checkpointing": checkpointing,
+        "beta": BETA,
+        "budget": budget,
+        "contrasts": [asdict(c) for c in contrasts],
+        "golden": [{"prompt": tree.prompt, "path": tree.path} for tree in trees],
     }
 
 
