@@ -1,9 +1,10 @@
 """Pack token sequences that share prefixes into one sequence: a trie, laid out depth first.
 
 Every distinct (prefix, token) pair stands once, so a transformer computes it once. A token sees
-its ancestors only (:func:`ancestor_mask`) and its position is its depth, hence its hidden state is
-the one it would have in the plain sequence. A token is predicted by its *parent*, which is not in
-general the token to its left: never shift a packed sequence.
+its ancestors only (:func:`ancestor_mask`; :func:`subtree_ends` tells the same in less room) and its
+position is its depth, hence its hidden state is the one it would have in the plain sequence. A
+token is predicted by its *parent*, which is not in general the token to its left: never shift a
+packed sequence.
 
 Axes: L packed tokens, S sequences.
 """
@@ -30,7 +31,12 @@ class Packed:
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Packed:
-    """Merge sequences into one trie, in depth-first order (children in order of first use)."""
+    """Merge sequences into one trie, in depth-first order.
+
+    Of several children the one with the largest subtree comes first, the others in order of first
+    use: long paths then lie in one piece, and a token has few pieces of ancestors (at most log2 L,
+    as in the heavy path decomposition of Sleator and Tarjan 1983).
+    """
     tokens: list[int] = []
     parents: list[int] = []
     children: list[dict[int, int]] = [{}]  # children[0] are the roots; children[k + 1] node k's
@@ -49,12 +55,19 @@ def pack(sequences: Sequence[Sequence[int]]) -> Packed:
             at = nxt
         walks.append(walk)
 
+    below = [1] * len(tokens)  # tokens of each subtree; a parent is made before its children
+    for node in range(len(tokens) - 1, -1, -1):
+        if parents[node] >= 0:
+            below[parents[node]] += below[node]
     order: list[int] = []
     stack = list(reversed(children[0].values()))
     while stack:
         node = stack.pop()
         order.append(node)
-        stack.extend(reversed(children[node + 1].values()))
+        kids = list(children[node + 1].values())
+        if len(kids) > 1:
+            kids.sort(key=lambda kid: -below[kid])
+        stack.extend(reversed(kids))
     place = {node: slot for slot, node in enumerate(order)}
     place[-1] = -1
 
@@ -68,6 +81,16 @@ def pack(sequences: Sequence[Sequence[int]]) -> Packed:
         tuple(new_parents),
         tuple(tuple(place[node] for node in walk) for walk in walks),
     )
+
+
+def subtree_ends(parents: Sequence[int]) -> list[int]:
+    """For each slot of a depth-first layout the end of its subtree: ``k`` is ``q`` or one of its
+    ancestors exactly where ``k <= q < ends[k]``."""
+    ends = list(range(1, len(parents) + 1))
+    for slot in range(len(parents) - 1, -1, -1):
+        if parents[slot] >= 0:
+            ends[parents[slot]] = max(ends[parents[slot]], ends[slot])
+    return ends
 
 
 def ancestor_mask(parents: Sequence[int]) -> torch.Tensor:

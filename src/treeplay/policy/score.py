@@ -1,59 +1,86 @@
 """Log-probabilities of tokens under a model, packed or plain.
 
-Raw: temperature 1, untruncated, float32 log-softmax. Axes: L packed tokens, W wanted tokens,
-V vocabulary.
+Raw: temperature 1, untruncated, float32 log-softmax. Axes: L packed tokens, R rows (tokens that
+predict a wanted one), U distinct wanted tokens, D hidden width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from treeplay.packing import ancestor_mask, pack
-from treeplay.policy.attention import model_mask
+from treeplay.packing import Packed, pack
+from treeplay.policy.attention import tree_mask
+from treeplay.policy.head import gather_logps, head_of, logps_of, without
+from treeplay.policy.lora import fuse_lora
+from treeplay.policy.tree_blocks import FLEX_BLOCK, Tree
 
 Span = tuple[int, int]
+Attention = Literal["split", "flex", "dense"]
+DEVICE_ATTENTION: dict[str, Attention] = {"cpu": "split", "cuda": "flex"}
 
 
 def packed_logps(
-    model: Any, sequences: Sequence[Sequence[int]], spans: Sequence[Span]
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    *,
+    attention: Attention | None = None,
 ) -> list[torch.Tensor]:
     """Log-probs of ``sequences[s][start:end]`` for each span, in one packed forward pass.
 
     Returns one float32 tensor of shape (end - start,) a sequence, with gradient if enabled.
-    ``lm_head`` is applied only at the distinct tokens that predict a wanted one.
-    Raises ``ValueError`` for a span that starts at 0 (nothing predicts the first token).
+    The output layer is applied only at the distinct tokens that predict a wanted one, and in tiles
+    (:mod:`treeplay.policy.head`). ``attention``: ``split`` (CPU), ``flex`` (FlexAttention, GPU) or
+    ``dense`` (one L x L mask, the oracle of the others); left out, the fastest of the device.
+    Raises ``ValueError`` for a span that starts at 0 (nothing predicts the first token), and
+    :class:`treeplay.errors.ModelError` for a model that does not compute packed trees.
     """
     _check(sequences, spans)
     packed = pack(sequences)
     wanted = [packed.slots[s][i] for s, (a, b) in enumerate(spans) for i in range(a, b)]
-    unique = sorted(set(wanted))
+    unique = sorted(set(wanted), key=lambda slot: (packed.parents[slot], slot))
     rows = sorted({packed.parents[slot] for slot in unique})
     device = next(iter(model.parameters())).device
     if not rows:
         return [torch.zeros(0, device=device) for _ in spans]
-    ids_L = torch.tensor(packed.ids, device=device)
-    logits_RV = model(
+    row_of = {row: i for i, row in enumerate(rows)}
+    row_U = torch.tensor([row_of[packed.parents[slot]] for slot in unique], device=device)
+    token_U = torch.tensor([packed.ids[slot] for slot in unique], device=device)
+    fuse_lora(model)
+    head = head_of(model)
+    if head is None:
+        logp_U = logps_of(_run(model, packed, rows, attention).logits[0], row_U, token_U)
+    else:
+        with without(head) as caught:
+            _run(model, packed, rows, attention)
+        hidden_RD = caught[-1].reshape(-1, caught[-1].shape[-1])
+        if len(hidden_RD) != len(rows):  # a model that always gives every row
+            hidden_RD = hidden_RD[torch.tensor(rows, device=device)]
+        logp_U = gather_logps(head, hidden_RD, row_U, token_U)
+    place = {slot: i for i, slot in enumerate(unique)}
+    index = torch.tensor([place[slot] for slot in wanted], dtype=torch.long, device=device)
+    return list(torch.split(logp_U[index], [end - start for start, end in spans]))
+
+
+def _run(model: Any, packed: Packed, rows: list[int], attention: Attention | None) -> Any:
+    """One forward pass over ``packed``, logits at ``rows`` only."""
+    device = next(iter(model.parameters())).device
+    mode = attention or DEVICE_ATTENTION.get(device.type, "dense")
+    # FlexAttention computes whole blocks; each slot of padding is a tree of its own.
+    padding = -len(packed.ids) % FLEX_BLOCK if mode == "flex" else 0
+    ids_L = torch.tensor(packed.ids + (0,) * padding, device=device)
+    position_L = torch.tensor(packed.positions + (0,) * padding, device=device)
+    tree = Tree(packed.parents + (-1,) * padding, mode)
+    return model(
         input_ids=ids_L[None],
-        position_ids=torch.tensor(packed.positions, device=device)[None],
-        attention_mask=model_mask(model, ancestor_mask(packed.parents).to(device)[None]),
+        position_ids=position_L[None],
+        attention_mask=tree_mask(model, tree, device),
         logits_to_keep=torch.tensor(rows, device=device),
         use_cache=False,
-    ).logits[0]
-    row_of = {row: i for i, row in enumerate(rows)}
-    parent_U = torch.tensor([row_of[packed.parents[slot]] for slot in unique], device=device)
-    token_U = ids_L[torch.tensor(unique, device=device)]
-    logp_U = _gather(logits_RV, parent_U, token_U)
-    place = {slot: i for i, slot in enumerate(unique)}
-    out = []
-    for s, (start, end) in enumerate(spans):
-        index = torch.tensor(
-            [place[packed.slots[s][i]] for i in range(start, end)], device=device, dtype=torch.long
-        )
-        out.append(logp_U[index])
-    return out
+    )
 
 
 def plain_logps(
@@ -67,14 +94,8 @@ def plain_logps(
         ids = torch.tensor(list(sequence[:end]), device=device)
         rows = torch.arange(start - 1, end - 1, device=device)
         logits = model(input_ids=ids[None], logits_to_keep=rows, use_cache=False).logits[0]
-        out.append(_gather(logits, torch.arange(end - start, device=device), ids[start:end]))
+        out.append(logps_of(logits, torch.arange(end - start, device=device), ids[start:end]))
     return out
-
-
-def _gather(logits: torch.Tensor, rows: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """log-softmax(logits)[rows, tokens] without keeping a second (rows x V) tensor."""
-    logits = logits.float()
-    return logits[rows, tokens] - torch.logsumexp(logits, dim=-1)[rows]
 
 
 def _check(sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
