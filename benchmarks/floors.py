@@ -62,7 +62,7 @@ def linear_floor(model: Any, tokens: int, rows: int, pairs: int, backward: bool 
     passes = 2 if backward else 1
     flops = moved = 0.0
     for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = module._parameters.get("weight")  # its own: a LoRA layer also shows its base's
         if weight is None or weight.ndim != 2 or "Embedding" in type(module).__name__:
             continue
         size = weight.numel()
