@@ -14,11 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeplay import grow as grow_module
-from treeplay.grow import GrowConfig, deepen, grow, line_offset, plant
+from treeplay.errors import TaskError
+from treeplay.grow import GrowConfig, deepen, grow, line_offset, missing, plant, wilson
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import Policy, decode
-from treeplay.policy.sample import Request, Sample, SampleConfig
+from treeplay.policy.sample import Done, Request, Sample, SampleConfig
 from treeplay.policy.score import plain_logps
+from treeplay.policy.trunks import Kept
 from treeplay.tasks.task import make_task
 from treeplay.tree import Node, Tree, tree_from_json, tree_to_json
 
@@ -107,6 +109,7 @@ def writes(*texts: str, asked: list[Request] | None = None) -> Sampler:
         stop_ids: frozenset[int],
         done: Callable[[int, int, Sequence[int]], bool],
         progress: Any,
+        kept: Kept | None,
     ) -> list[list[Sample]]:
         left = iter(texts)
         out = []
@@ -335,3 +338,111 @@ def test_a_tree_knows_its_paths() -> None:
     )
     root = Node(9, None, len(deep.prompt_ids), 0, "root", None)
     assert deep.prefix(root) == deep.prompt_ids
+
+
+# Waves: a node that is known well enough gets no more branches.
+
+
+@pytest.mark.parametrize(
+    ("labels", "adaptive", "expected"),
+    [
+        ("", 0.0, 16),
+        ("s", 0.0, 0),
+        ("", 0.4, 4),
+        ("vvvv", 0.4, 4),  # 0.51 to 1
+        ("vvvv", 0.5, 0),
+        ("vvss", 0.1, 0),  # both kinds, surely
+        ("vsss", 0.1, 4),
+        ("iiiisss", 0.1, 4),
+        ("v" * 14, 0.1, 2),  # 0.78 to 1; never more than there are to be
+        ("v" * 14, 0.25, 0),
+        ("v" * 16, 0.01, 0),
+    ],
+)
+def test_how_many_branches_a_node_misses(labels: str, adaptive: float, expected: int) -> None:
+    words: dict[str, Any] = {"v": "vulnerable", "s": "secure", "i": "invalid"}
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, words[one]) for one in labels])
+    config = replace(CONFIG, branches=16, adaptive=adaptive, wave=4)
+    assert missing(tree, tree.nodes[0], config) == expected
+
+
+def test_wilsons_interval() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+    # Agresti and Coull (1998), two decimals
+    assert [round(x, 3) for x in wilson(0, 10)] == [0.0, 0.278]
+    assert [round(x, 3) for x in wilson(5, 10)] == [0.237, 0.763]
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_waves_sample_the_first_of_what_is_sampled_at_once() -> None:
+    (whole,) = grow(POLICY, [TASK], planted(TASK), replace(CONFIG, branches=7), 3)
+    config = replace(CONFIG, branches=7, adaptive=1e-9, wave=3)
+    trees = planted(TASK)
+    waves = 0
+    kept = Kept(8)
+    unsure = verdict_of(TASK, Grown(0, "", "invalid"))
+    while any(missing(trees[0], node, config) for node in trees[0].nodes):
+        trees = grow(POLICY, [TASK], trees, config, 3, kept=kept)
+        branches = tuple(replace(branch, verdict=unsure) for branch in trees[0].branches)
+        trees = [replace(trees[0], branches=branches)]
+        waves += 1
+    assert (waves, kept.hits, kept.misses) == (3, 2, 1)
+    for node in whole.nodes:
+        once, by_waves = (
+            [(b.ids, b.answer) for b in tree.branches if b.node == node.id]
+            for tree in (whole, trees[0])
+        )
+        assert once == by_waves
+        assert len(once) == 7
+
+
+def test_the_golden_path_is_read_once_for_all_levels() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    plain = grow(POLICY, [TASK], [deep], CONFIG, 1)
+    kept = Kept(8)
+    config = replace(CONFIG, depth=2)
+    grow(POLICY, [TASK], [replace(tree, branches=())], config, 1, kept=kept)
+    shared = grow(POLICY, [TASK], [deep], config, 1, kept=kept)
+    assert (kept.hits, kept.misses) == (1, 1)
+    assert [b.ids for b in shared[0].branches] == [b.ids for b in plain[0].branches]
+    assert grow(POLICY, [TASK], [deep], config, 1) == shared  # to the last bit, nothing kept
+
+
+def test_no_node_where_a_branch_would_not_fit() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, "vulnerable", line=1)])
+    (deep,) = deepen([TASK], [tree])
+    position = deep.nodes[1].position
+    assert deepen([TASK], [tree], position) == [deep]
+    assert deepen([TASK], [tree], position - 1) == [tree]
+
+
+def test_a_node_before_the_first_token_is_refused() -> None:
+    tree = hand_tree(POLICY, TASK, [QUERY], [])
+    tree = replace(tree, nodes=(replace(tree.nodes[0], position=0),))
+    with pytest.raises(TaskError, match="'py-089-find' has a risk node before its first token"):
+        grow(POLICY, [TASK], [tree], CONFIG, 0)
+
+
+def test_a_node_at_the_end_and_a_branch_of_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model closes the text at once: a branch with an end mark and no text."""
+    tree = hand_tree(POLICY, TASK, [QUERY], [])
+    end = len(tree.path(None))
+    node = replace(tree.nodes[0], position=end, offset=len(tree.golden))
+    tree = replace(tree, nodes=(node,))
+    (out,) = grow(POLICY, [TASK], [tree], replace(CONFIG, completion="model"), 0)
+    assert [b.node for b in out.branches] == [0, 0, 0]
+    silent = replace(POLICY, model=tiny_llama(), sampler=closes_at_once)
+    (out,) = grow(silent, [TASK], [tree], replace(CONFIG, completion="model"), 0)
+    for branch in out.branches:
+        assert (branch.ids, branch.text, branch.answer) == ((0,), "", tree.golden)
+
+
+def closes_at_once(
+    requests: Sequence[Request],
+    config: SampleConfig,
+    stop_ids: frozenset[int],
+    done: Done | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[list[Sample]]:
+    return [[Sample((0,), (-1.0,), "eos") for _ in request.rows] for request in requests]

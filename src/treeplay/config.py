@@ -229,6 +229,11 @@ def _check_values(config: Config) -> None:
             "contrasts.extent is full, but grow.completion is graft, whose branches are one "
             "statement long; set grow.completion=model or contrasts.extent=local"
         )
+    if config.grow.adaptive and config.method in ("tsp-paper", "spin"):
+        raise ConfigError(
+            f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "
+            "its branches; set grow.adaptive=0"
+        )
     at_least = {
         "rounds": 1,
         "nodes.per_task": 1,
@@ -236,6 +241,9 @@ def _check_values(config: Config) -> None:
         "grow.depth": 1,
         "grow.max_tokens": 1,
         "grow.rows_at_once": 1,
+        "grow.adaptive": 0,
+        "grow.wave": 1,
+        "grow.keep_mb": 0,
         "judge.workers": 1,
         "eval.samples": 1,
         "eval.max_tokens": 1,

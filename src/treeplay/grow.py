@@ -6,13 +6,17 @@ plant (golden path + nodes) -> grow (branches of the nodes that have none) -> [j
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from treeplay.errors import TaskError
 from treeplay.nodes import NodeConfig, find_nodes
 from treeplay.policy.model import Policy, check_room, decode, encode_path
 from treeplay.policy.sample import Request, Row, Sample, SampleConfig, sample, seed_of
+from treeplay.policy.trunks import Kept
 from treeplay.tasks.answer import cut_answer, statement_ends
 from treeplay.tasks.task import Task
 from treeplay.tree import Branch, Completion, Node, Tree
@@ -21,11 +25,43 @@ from treeplay.tree import Branch, Completion, Node, Tree
 @dataclass(frozen=True)
 class GrowConfig(SampleConfig):
     """``branches`` a node (the paper's M); how a branch becomes a whole answer; ``depth``: 1 grows
-    the golden path's nodes only, each further level follows mistakes made later on a branch."""
+    the golden path's nodes only, each further level follows mistakes made later on a branch.
+
+    ``adaptive`` above 0: ``branches`` is the most, sampled ``wave`` by wave and judged in between;
+    a node gets no more once it has two secure and two vulnerable branches, or once the 95 %
+    interval of its vulnerable share is narrower than ``adaptive``. ``keep_mb``: memory for keys and
+    values of golden paths that later waves and levels sample behind again.
+    """
 
     branches: int = 8
     completion: Completion = "graft"
     depth: int = 1
+    adaptive: float = 0.0
+    wave: int = 4
+    keep_mb: int = 1024
+
+
+def missing(tree: Tree, node: Node, config: GrowConfig) -> int:
+    """How many branches are to be sampled at ``node`` next; 0 where it has what it needs."""
+    have = [branch.verdict for branch in tree.branches if branch.node == node.id]
+    if not config.adaptive:
+        return 0 if have else config.branches
+    labels = [verdict.label for verdict in have if verdict is not None]
+    vulnerable, secure = labels.count("vulnerable"), labels.count("secure")
+    low, high = wilson(vulnerable, len(labels))
+    if min(vulnerable, secure) >= 2 or high - low < config.adaptive:
+        return 0
+    return min(config.wave, config.branches - len(have))
+
+
+def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval (1927) of a share, 95 % by default; (0, 1) where ``count`` is 0."""
+    if count == 0:
+        return 0.0, 1.0
+    share, weight = hits / count, z * z / count
+    middle = (share + weight / 2) / (1 + weight)
+    half = z / (1 + weight) * math.sqrt(share * (1 - share) / count + weight / (4 * count))
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def plant(policy: Policy, task: Task, config: NodeConfig, room: int) -> Tree:
@@ -55,25 +91,35 @@ def grow(
     config: GrowConfig,
     seed: int,
     progress: Callable[[int], None] | None = None,
+    kept: Kept | None = None,
 ) -> list[Tree]:
-    """Sample ``config.branches`` continuations at every node that has none yet.
+    """Sample continuations at every node that has too few (:func:`missing`).
 
-    A branch's randomness depends on (seed, task, node, its number) alone.
+    A branch's randomness depends on (seed, task, node, its number there) alone, so branches
+    sampled in waves are the first of those that are sampled at once. ``kept`` keeps golden paths'
+    keys and values from call to call. Raises :class:`TaskError` for a node before the first token.
     """
     targets: list[tuple[int, Node, int]] = []  # (tree, node, number), in row order
     requests: list[Request] = []
     for t, tree in enumerate(trees):
-        grown = {branch.node for branch in tree.branches}
-        for trunk in sorted({n.branch for n in tree.nodes if n.id not in grown}, key=str):
+        counts = Counter(branch.node for branch in tree.branches)
+        wanted = {node.id: missing(tree, node, config) for node in tree.nodes}
+        for trunk in sorted({n.branch for n in tree.nodes if wanted[n.id]}, key=str):
             rows = []
             for node in tree.nodes:
-                if node.id in grown or node.branch != trunk:
+                if node.branch != trunk:
                     continue
-                for number in range(config.branches):
+                if node.position < 1:
+                    raise TaskError(
+                        f"task {tree.task!r} has a risk node before its first token, where no "
+                        "model predicts anything; give the task a prompt"
+                    )
+                for number in range(counts[node.id], counts[node.id] + wanted[node.id]):
                     rows.append(Row(node.position, seed_of(seed, tree.task, node.id, number)))
                     targets.append((t, node, number))
             last = max(row.position for row in rows)
-            requests.append(Request(tree.path(trunk)[:last], tuple(rows)))
+            path = tree.path(trunk)[:last]
+            requests.append(Request(path, tuple(rows), _stem(tree, config), tree.task))
 
     starts = iter(targets)
     row_targets = [[next(starts) for _ in request.rows] for request in requests]
@@ -83,7 +129,7 @@ def grow(
         text = _before(trees[t], node) + decode(policy, list(ids))
         return cut_answer(_scope(tasks[t], trees[t], node, config.completion), text).complete
 
-    draw = policy.sampler or partial(sample, policy.model)
+    draw = policy.sampler or partial(sample, policy.model, kept=kept)
     samples = draw(requests, config, policy.stop_ids, done, progress)
     new: list[list[Branch]] = [[] for _ in trees]
     for request_targets, request_samples in zip(row_targets, samples, strict=True):
@@ -97,11 +143,19 @@ def grow(
     ]
 
 
-def deepen(tasks: Sequence[Task], trees: Sequence[Tree]) -> list[Tree]:
+def _stem(tree: Tree, config: GrowConfig) -> tuple[int, ...]:
+    """What every path of the tree has in common with its golden path, if it is read again."""
+    if config.depth == 1 and not config.adaptive:
+        return ()
+    last = max((node.position for node in tree.nodes if node.branch is None), default=0)
+    return tree.path(None)[: max(0, last - 1)]
+
+
+def deepen(tasks: Sequence[Task], trees: Sequence[Tree], room: int | None = None) -> list[Tree]:
     """Put a node where a judged branch went wrong later than in its first statement.
 
     One a branch, at the beginning of the statement that holds the first finding; only on branches
-    of the deepest level so far.
+    of the deepest level so far, and only where no more than ``room`` tokens stand before it.
     """
     out = []
     for task, tree in zip(tasks, trees, strict=True):
@@ -118,6 +172,8 @@ def deepen(tasks: Sequence[Task], trees: Sequence[Tree]) -> list[Tree]:
             start = max((e for e in ends if e <= at), default=0)
             position = next((i for i, s in enumerate(branch.starts) if s >= start), None)
             if start == 0 or not position:
+                continue
+            if room is not None and node.position + position > room:
                 continue
             nodes.append(
                 Node(

@@ -22,7 +22,7 @@ from treeplay.contrasts import (
 )
 from treeplay.errors import RunError, TaskError
 from treeplay.evaluate import Answer, sample_answers
-from treeplay.grow import deepen, grow, plant
+from treeplay.grow import deepen, grow, missing, plant
 from treeplay.judge.judge import Judge
 from treeplay.metrics import Scored, scored_to_json
 from treeplay.policy.model import (
@@ -34,6 +34,7 @@ from treeplay.policy.model import (
     load_policy,
 )
 from treeplay.policy.server import open_server
+from treeplay.policy.trunks import Kept
 from treeplay.progress import Reporter
 from treeplay.run import Run, read_jsonl, staged, write_json, write_jsonl
 from treeplay.sandbox import Sandbox, check_sandbox
@@ -182,12 +183,18 @@ class Game:
             if self.config.method in WITHOUT_BRANCHES:
                 write_jsonl(final, [tree_to_json(tree) for tree in trees])
                 return trees
+            kept = Kept(self.config.grow.keep_mb)
+            room = policy.max_length - self.config.grow.max_tokens
             for level in range(1, self.config.grow.depth + 1):
-                trees = self._grow_level(policy, tasks, trees, number, level)
-                if self.config.method not in UNJUDGED:
+                wave = 1
+                while wave == 1 or any(self._rows(tree) for tree in trees):
+                    trees = self._grow_level(policy, tasks, trees, number, (level, wave), kept)
+                    if self.config.method in UNJUDGED:
+                        break
                     trees = self._judge_level(tasks, trees, number, level)
-                    if level < self.config.grow.depth:
-                        trees = deepen(tasks, trees)
+                    wave += 1
+                if self.config.method not in UNJUDGED and level < self.config.grow.depth:
+                    trees = deepen(tasks, trees, room)
         write_jsonl(final, [tree_to_json(tree) for tree in trees])
         return trees
 
@@ -204,10 +211,19 @@ class Game:
         return [by_id[tree.task] for tree in trees]
 
     def _grow_level(
-        self, policy: Policy, tasks: list[Task], trees: list[Tree], number: int, level: int
+        self,
+        policy: Policy,
+        tasks: list[Task],
+        trees: list[Tree],
+        number: int,
+        when: tuple[int, int],
+        kept: Kept,
     ) -> list[Tree]:
+        level, wave = when
         title = f"{self.player(number)} grow" + (f" level {level}" if level > 1 else "")
-        path = self.run.path(self.player(number), f"grown-{level}.jsonl")
+        title += f" wave {wave}" if wave > 1 else ""
+        name = f"grown-{level}" + (f"-{wave}" if wave > 1 else "")
+        path = self.run.path(self.player(number), f"{name}.jsonl")
         # Trees of like length share a batch; the order is restored by the ids below.
         order = sorted(range(len(trees)), key=lambda i: len(trees[i].prompt_ids))
         groups = _batches(
@@ -227,6 +243,7 @@ class Game:
                     self.config.grow,
                     seed,
                     meter.tokens,
+                    kept,
                 )
                 if self.config.method not in UNJUDGED:
                     self.judge.judge_ahead(
@@ -244,8 +261,7 @@ class Game:
         return [by_task[tree.task] for tree in trees]
 
     def _rows(self, tree: Tree) -> int:
-        grown = {branch.node for branch in tree.branches}
-        return self.config.grow.branches * sum(node.id not in grown for node in tree.nodes)
+        return sum(missing(tree, node, self.config.grow) for node in tree.nodes)
 
     def _judge_level(
         self, tasks: list[Task], trees: list[Tree], number: int, level: int

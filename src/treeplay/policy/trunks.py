@@ -7,7 +7,6 @@ that is computed anew (a run that was resumed) are the same numbers to the last 
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,33 +40,31 @@ class Request:
 
 
 class Kept:
-    """Stems' keys and values from one call to the next, the latest used, up to ``megabytes``.
+    """Stems' keys and values from one call to the next, up to ``megabytes``: first come, first kept
+    (calls go over the same trees in the same order, where the latest used is the last needed).
 
     For one model with one adapter: make a new one where either changes.
     """
 
     def __init__(self, megabytes: float) -> None:
-        self.limit = megabytes * 2**20
+        self.room = megabytes * 2**20
         self.hits = self.misses = 0
-        self._layers: OrderedDict[tuple[int, ...], list[Layer]] = OrderedDict()
-        self._bytes = 0.0
+        self._layers: dict[tuple[int, ...], list[Layer]] = {}
 
     def stem(self, model: Any, ids: tuple[int, ...]) -> list[Layer]:
         """Keys and values of ``ids``, which are computed if they are not here."""
         found = self._layers.get(ids)
         if found is not None:
-            self._layers.move_to_end(ids)
             self.hits += 1
             return found
         self.misses += 1
         device = next(iter(model.parameters())).device
         ids_1P = torch.tensor([ids], device=device)
         layers = fill(model, ids_1P, torch.arange(len(ids), device=device)[None])
-        self._layers[ids] = layers
-        self._bytes += _size(layers)
-        while self._bytes > self.limit and self._layers:
-            _, old = self._layers.popitem(last=False)
-            self._bytes -= _size(old)
+        size = _size(layers)
+        if size <= self.room:
+            self.room -= size
+            self._layers[ids] = layers
         return layers
 
 
@@ -96,7 +93,6 @@ def prefill(
     for i, layers in zip(single, own, strict=True):
         _add(trunks, places, requests, [i], [len(_needed(requests[i]))], layers)
     for stem, members in families.items():
-        # Twice the same family in one call would find the stem in a local memory too small.
         layers = kept.stem(model, stem)
         shared = [_common(stem, _needed(requests[i])) for i in members]
         layers = _with_tails(model, layers, requests, members, shared)

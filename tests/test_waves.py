@@ -1,0 +1,81 @@
+"""Branches sampled and judged wave by wave, whole and resumed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from writer import make_writer
+
+from treeplay.config import load_config
+from treeplay.errors import ConfigError, SandboxError
+from treeplay.grow import missing
+from treeplay.play import Game
+from treeplay.progress import Reporter
+from treeplay.run import open_run
+from treeplay.sandbox import check_sandbox
+from treeplay.tree import Tree
+
+GROW = {"branches": 8, "adaptive": 0.6, "wave": 2, "depth": 2, "max_tokens": 90}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sandbox() -> None:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+
+
+def grown(recipe: Path, out: Path, *overrides: str, resume: bool = False) -> list[Tree]:
+    config = load_config(recipe, [f"out={out}", *overrides])
+    game = Game(open_run(config, resume=resume), Reporter(quiet=True))
+    try:
+        return game.grow(1)
+    finally:
+        game.close()
+
+
+def test_waves_stop_where_a_node_is_known_and_resume_the_same(tmp_path: Path) -> None:
+    writer = make_writer(tmp_path / "writer")
+    source = str(writer / "tasks.jsonl")
+    data: dict[str, Any] = {
+        "model": {"name": str(writer), "threads": 1},
+        "tasks": {"train": source, "eval": [source]},
+        "nodes": {"sources": ["diff"], "place": "both"},
+        "grow": {**GROW, "rows_at_once": 8, "completion": "model"},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(data))
+    out = tmp_path / "run"
+    trees = grown(recipe, out)
+    config = load_config(recipe).grow
+    counts = Counter((tree.task, branch.node) for tree in trees for branch in tree.branches)
+    assert set(counts.values()) <= {2, 4, 6, 8}
+    assert min(counts.values()) < 8  # some node was known early
+    assert max(counts.values()) > 2  # and some was not
+    assert not any(missing(tree, node, config) for tree in trees for node in tree.nodes)
+
+    whole = grown(recipe, tmp_path / "whole", "grow.adaptive=0", "grow.depth=1")
+    for tree, other in zip(trees, whole, strict=True):
+        for node in other.nodes:
+            first, every = (
+                [branch.ids for branch in one.branches if branch.node == node.id]
+                for one in (tree, other)
+            )
+            assert first == every[: len(first)]
+
+    folder = out / "round-1"
+    before = (folder / "judged.jsonl").read_bytes()
+    for name in ("judged.jsonl", "grown-1-2.jsonl", "grown-2.jsonl"):
+        (folder / name).unlink(missing_ok=True)
+    assert grown(recipe, out, resume=True) == trees
+    assert (folder / "judged.jsonl").read_bytes() == before
+
+
+def test_waves_need_a_judge() -> None:
+    with pytest.raises(ConfigError, match="asks no judge"):
+        load_config(None, ["method=spin", "grow.adaptive=0.3"])
