@@ -12,9 +12,11 @@ from conftest import tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from treeplay.errors import ModelError
 from treeplay.packing import ancestor_mask, pack, subtree_ends
+from treeplay.policy import tree_attention
 from treeplay.policy.attention import packed_or_plain, why_not_packable
 from treeplay.policy.head import gather_logps, head_of, logps_of
 from treeplay.policy.lora import FusedLoraLinear, fuse_lora
@@ -143,6 +145,49 @@ def test_bfloat16_split_is_as_near_the_truth_as_dense() -> None:
     assert (gradient - dense).norm() < 0.05 * dense.norm()
 
 
+def test_weights_kept_or_computed_again_give_the_same_gradient(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = with_lora(tiny("qwen2"))
+    sequences, spans = forest()
+    kept = lora_gradient(model, packed_logps(model, sequences, spans))
+    monkeypatch.setattr(tree_attention, "KEPT_BYTES", 0)
+    again = lora_gradient(model, packed_logps(model, sequences, spans))
+    assert torch.equal(kept, again)
+
+
+class Largest(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes the most elements that any floating-point result has."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_tensor_of_tokens_by_vocabulary_or_tokens_by_tokens() -> None:
+    words = 20_011
+    model = with_lora(tiny("qwen2", vocab_size=words))
+    golden = [5 + i % 50 for i in range(500)]
+    sequences = [golden, *(golden[:cut] + [60 + cut % 7] * 90 for cut in range(40, 440, 50))]
+    spans = [(1, len(s)) for s in sequences]
+    tokens = len(pack(sequences).ids)
+    head_of(model)
+    embeddings = words * 48
+    with Largest() as largest:
+        loss_of(packed_logps(model, sequences, spans)).backward()  # type: ignore[no-untyped-call]
+    assert tokens > 1000
+    # The largest thing is the output layer itself (a view of it, as operand), or one tile.
+    assert largest.elements <= max(embeddings, 256 * 4096)
+    assert 256 * 4096 < tokens * tokens < tokens * words
+
+
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("shape", ["llama", "gpt2"])
 def test_activation_checkpointing_sees_the_tree_again(shape: str, reentrant: bool) -> None:
@@ -213,8 +258,7 @@ def test_cost_is_linear_in_tokens() -> None:
         sequences = [[7 + n, *golden[:128], *branch] for n in range(nodes) for branch in branches]
         packed = pack(sequences)
         blocks = cut(packed.parents, subtree_ends(packed.parents))
-        cost = sum((b.stop - b.start) * sum(e - a for a, e in b.keys) for b in blocks)
-        return cost / len(packed.parents)
+        return sum(block.pairs for block in blocks) / len(packed.parents)
 
     assert pairs(32) < 1.1 * pairs(4)
 

@@ -25,6 +25,8 @@ from treeplay.errors import ModelError
 from treeplay.policy.tree_blocks import Block, Tree
 
 NAME = "treeplay_tree"
+# Attention weights of one layer that are worth keeping between forward and backward.
+KEPT_BYTES = 8 << 20
 
 
 class TreeMask(torch.Tensor):
@@ -137,8 +139,11 @@ def flex_attention_of(
 
 
 class _SplitAttention(torch.autograd.Function):
-    """Softmax attention block by block; the backward pass computes each block's weights again, so
-    nothing but query, key and value is kept. Scores and softmax are float32."""
+    """Softmax attention block by block; scores and softmax are float32.
+
+    The weights are kept for the backward pass where they are small beside a layer's activations,
+    and computed again where they are not.
+    """
 
     @staticmethod
     def forward(
@@ -149,36 +154,39 @@ class _SplitAttention(torch.autograd.Function):
         blocks: Sequence[Block],
         scale: float,
     ) -> torch.Tensor:
-        ctx.save_for_backward(query, key, value)
         ctx.blocks, ctx.scale = blocks, scale
         heads, size = query.shape[1:3]
+        kept: list[torch.Tensor] = []
+        keep = heads * sum(b.pairs for b in blocks) * query.element_size() <= KEPT_BYTES
         out = query.new_empty(size, heads, value.shape[-1])
         for block in blocks:
             query_KRD = _queries(query, key.shape[1], block)
             weights_KRN = _weights(query_KRD, _gather(key, block), block, scale)
-            mixed_KRD = torch.bmm(weights_KRN.to(value.dtype), _gather(value, block))
-            _store(out, mixed_KRD, block)
+            _store(out, torch.bmm(weights_KRN, _gather(value, block)), block)
+            if keep and any(ctx.needs_input_grad):
+                kept.append(weights_KRN)
+        ctx.save_for_backward(query, key, value, *kept)
         return out[None]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        query, key, value = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         heads, size = query.shape[1:3]
         groups = key.shape[1]
         grad_query = torch.empty(size, heads, query.shape[-1], dtype=query.dtype)
         # Many blocks add to the same keys: float32, whatever the model's own dtype.
         grad_key = torch.zeros(size, groups, key.shape[-1])
         grad_value = torch.zeros(size, groups, value.shape[-1])
-        for block in ctx.blocks:
+        for i, block in enumerate(ctx.blocks):
             query_KRD = _queries(query, groups, block)
             key_KND, value_KND = _gather(key, block), _gather(value, block)
-            weights_KRN = _weights(query_KRD, key_KND, block, ctx.scale)
+            weights_KRN = kept[i] if kept else _weights(query_KRD, key_KND, block, ctx.scale)
             grad_KRD = _queries(grad.transpose(1, 2), groups, block)
-            _scatter(grad_value, torch.bmm(weights_KRN.to(value.dtype).mT, grad_KRD), block)
-            back_KRN = torch.bmm(grad_KRD, value_KND.mT).float().mul_(weights_KRN)
-            back_KRN.addcmul_(weights_KRN, back_KRN.sum(-1, keepdim=True), value=-1)
-            score_KRN = back_KRN.to(query.dtype)
+            _scatter(grad_value, torch.bmm(weights_KRN.mT, grad_KRD), block)
+            score_KRN = torch.ops.aten._softmax_backward_data(
+                torch.bmm(grad_KRD, value_KND.mT), weights_KRN, -1, weights_KRN.dtype
+            )
             _store(grad_query, torch.bmm(score_KRN, key_KND).mul_(ctx.scale), block)
             _scatter(grad_key, torch.bmm(score_KRN.mT, query_KRD).mul_(ctx.scale), block)
         return (
@@ -205,12 +213,12 @@ def _gather(states: torch.Tensor, block: Block) -> torch.Tensor:
 def _weights(
     query_KRD: torch.Tensor, key_KND: torch.Tensor, block: Block, scale: float
 ) -> torch.Tensor:
-    """Attention weights (K, G * m, n), float32."""
+    """Attention weights (K, G * m, n), rounded to the model's dtype at the end."""
     score_KRN = torch.bmm(query_KRD.float() * scale, key_KND.float().mT)
     groups, _, keys = score_KRN.shape
     by_head = score_KRN.view(groups, -1, block.stop - block.start, keys)
     by_head[..., block.common :] += block.hidden
-    return torch.softmax(score_KRN, -1)
+    return torch.softmax(score_KRN, -1).to(key_KND.dtype)
 
 
 def _store(out_LHD: torch.Tensor, part_KRD: torch.Tensor, block: Block) -> None:

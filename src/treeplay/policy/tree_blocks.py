@@ -44,6 +44,11 @@ class Block:
     common: int
     hidden: torch.Tensor
 
+    @property
+    def pairs(self) -> int:
+        """Query-key pairs, hidden ones included."""
+        return (self.stop - self.start) * sum(stop - start for start, stop in self.keys)
+
 
 @dataclass(frozen=True)
 class Tree:
