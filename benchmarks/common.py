@@ -223,22 +223,29 @@ def take_turns(
     ways: dict[str, Way], repeats: int, fewer: Mapping[str, int] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
     """``repeats`` rounds in which every way has its turn, so that other load on the machine meets
-    all of them. ``fewer``: ways (minutes each) that take part in so many rounds only."""
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in ways}
-    for turn in range(repeats):
-        for name, way in ways.items():
-            if turn >= (fewer or {}).get(name, repeats) or (turn and "error" in rows[name][0]):
-                continue
-            began = time.perf_counter()
-            row = way()
-            rows[name].append(row)
-            said = row.get("error") or f"{statistics.median(row['seconds']):.3f} s"
-            print(
-                f"  round {turn + 1}, {name}: {said} "
-                f"({time.perf_counter() - began:.0f} s with loading)",
-                file=sys.stderr,
-                flush=True,
-            )
+    all of them. ``fewer``: ways (minutes each) that take part in so many rounds only.
+    Interrupted, it returns what there is."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    try:
+        for turn in range(repeats):
+            for name, way in ways.items():
+                so_far = rows.get(name, [])
+                if turn >= (fewer or {}).get(name, repeats) or (so_far and "error" in so_far[0]):
+                    continue
+                began = time.perf_counter()
+                row = way()
+                rows.setdefault(name, []).append(row)
+                said = row.get("error") or f"{statistics.median(row['seconds']):.3f} s"
+                took = time.perf_counter() - began
+                print(
+                    f"  round {turn + 1}, {name}: {said} ({took:.0f} s with loading)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    except KeyboardInterrupt:
+        if "rate" not in rows:
+            raise
+        print("  interrupted: the tables have what was measured so far", file=sys.stderr)
     return rows
 
 

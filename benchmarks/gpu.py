@@ -95,7 +95,7 @@ def main() -> None:
         (float(value) for name, value in PEAK.items() if name in about["gpu"]), float("nan")
     )
     used = float("nan")
-    if ok(rows["packed"]):
+    if ok(rows.get("packed", [])):
         used = 100 * rows["packed"][0]["flops"] / middle(rows["packed"]) / (peak * 1e12)
     goals = [
         goal("TRL's step / packed: at least 9", against, against >= 9),

@@ -88,7 +88,11 @@ def run(
     rows = take_turns(ways, given.repeats or 1)
     rate = {key: middle(rows["rate"], key) for key in rows["rate"][0] if not key.endswith("each")}
     axes = {
-        axis: [point(shape, rows[label(shape)], rate, given.dtype, what) for shape in some]
+        axis: [
+            point(shape, rows[label(shape)], rate, given.dtype, what)
+            for shape in some
+            if label(shape) in rows
+        ]
         for axis, some in points.items()
     }
     return {

@@ -157,7 +157,7 @@ def tell(data: dict[str, Any], dtype: str) -> None:
         lines.append((name, speed[name], times, extra, clock, len(some)))
     head = ("way", "tokens/s", "treeplay is times as fast", "extra MB", "clock", "rounds")
     print(table(head, lines) + "\n")
-    row = rows["treeplay"][0]
+    row = rows["treeplay"][0] if "treeplay" in rows else {}
     if "flops" in row:
         least = Floor(row["flops"], row["bytes"]).seconds(data["rate"], dtype)
         print(
