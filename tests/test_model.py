@@ -258,7 +258,8 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Path, tmp_path: Pat
 
 def a_trained_adapter(policy: Policy, out: Path) -> Path:
     from treeplay.contrasts import Contrast
-    from treeplay.train import LoraSettings, TrainConfig, train
+    from treeplay.lora import LoraSettings
+    from treeplay.train import TrainConfig, train
 
     contrast = Contrast("t", 0, (5, 6, 7), (8, 9), (10, 11), 1.0, (-5.0, -5.0), (-5.0, -5.0))
     config = TrainConfig(epochs=3, learning_rate=0.05, warmup=0, lora=LoraSettings(r=4))

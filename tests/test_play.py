@@ -228,7 +228,7 @@ def test_the_player_becomes_secure_where_it_played(played: Path) -> None:
 def test_the_manifest_names_everything(played: Path, writer: Path) -> None:
     manifest = read_json(played / "manifest.json")
     names = manifest["identities"]
-    assert list(names) == ["base", "tasks", "judge", "round-1 opponent", "round-1"]
+    assert list(names) == ["base", "tokenizer", "tasks", "judge", "round-1 opponent", "round-1"]
     assert names["base"] == load_policy(ModelConfig(str(writer))).identity
     assert names["round-1 opponent"] == "base"
     assert manifest["config"]["model"]["name"] == str(writer)
@@ -397,31 +397,61 @@ def test_two_suites_of_one_name_are_refused(writer: Path, tmp_path: Path) -> Non
         game(recipe(tmp_path, data), tmp_path / "run")
 
 
-def test_a_model_that_cannot_be_packed_is_refused_before_anything_is_made(
-    writer: Path, tmp_path: Path
+def test_a_model_that_cannot_be_packed_is_trained_slowly_with_one_warning(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(writer, model)
     config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 32}))
+    (model / "config.json").write_text(json.dumps({**config, "sliding_window": 500}))
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    played = game(recipe(tmp_path, settings(model)), tmp_path / "run", "method=sft")
+    played.train(1)
+    assert (tmp_path / "run/round-1/adapter/adapter_model.safetensors").is_file()
+    assert len([text for text in said if "sliding window" in text]) == 1
+
+
+def test_another_tokenizer_is_refused(writer: Path, tmp_path: Path) -> None:
+    """Weights are the same, ids mean something else: files of the run must not be mixed."""
+    model = tmp_path / "model"
+    shutil.copytree(writer, model)
     path = recipe(tmp_path, settings(model))
-    with pytest.raises(ModelError, match="sliding window"):
-        game(path, tmp_path / "run")
-    assert not (tmp_path / "run/eval").exists()
+    begun = game(path, tmp_path / "run")
+    begun.train(1)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocab = tokenizer["model"]["vocab"]
+    a, b = list(vocab)[5:7]
+    vocab[a], vocab[b] = vocab[b], vocab[a]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(RunError, match=r"tokenizer was .* put the old one back"):
+        game(path, tmp_path / "run", resume=True)
+    adapter = tmp_path / "run/round-1/adapter"
+    with pytest.raises(ModelError, match=r"trained with another tokenizer.*model\.name"):
+        load_policy(ModelConfig(str(model), adapter=str(adapter)))
+    load_policy(ModelConfig(str(writer), adapter=str(adapter)))
+    (adapter / "treeplay.json").write_text("{")
+    with pytest.raises(ModelError, match=r"cannot read .*treeplay\.json.*remove it"):
+        load_policy(ModelConfig(str(writer), adapter=str(adapter)))
 
 
-def test_an_evaluation_only_game_needs_no_training_tasks(writer: Path, tmp_path: Path) -> None:
-    only = tmp_path / "only.jsonl"
-    write_tasks(only, [t for t in tasks() if t.split != "train"])
-    data = settings(writer)
-    data["tasks"] = {"train": str(only), "eval": [str(only)]}
-    path = recipe(tmp_path, data)
-    with pytest.raises(TaskError, match="has no training tasks"):
-        game(path, tmp_path / "run")
-    config = load_config(path, [f"out={tmp_path / 'run'}"])
-    one = Game(open_run(config, resume=False), Reporter(quiet=True), name="mine", training=False)
-    one.evaluate(0)
-    one.close()
-    rows = read_jsonl(tmp_path / "run/eval/mine.jsonl")
-    assert len(rows) == 4
-    assert {row["player"] for row in rows} == {"mine"}
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_log_probs_from_sampling_serve_as_the_opponent_s(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    path = recipe(tmp_path, settings(writer))
+    contrasts = {
+        way: game(path, tmp_path / way, f"train.reference={way}", f"model.dtype={dtype}").contrasts(
+            1
+        )
+        for way in ("score", "reuse")
+    }
+    assert contrasts["score"]
+    for one, other in zip(contrasts["score"], contrasts["reuse"], strict=True):
+        assert one.chosen_opp == pytest.approx(other.chosen_opp, abs=1e-3)
+        assert one.rejected_opp == pytest.approx(other.rejected_opp, abs=1e-3)
+        assert len(other.chosen_opp) == len(other.chosen)
+        assert len(other.rejected_opp) == len(other.rejected)
+    assert any("needs model.dtype=float32" in text for text in said) == (dtype == "bfloat16")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,16 +17,11 @@ from peft import LoraConfig, get_peft_model
 
 from treeplay.contrasts import Contrast
 from treeplay.errors import ModelError, RunError
+from treeplay.lora import LoraSettings
+from treeplay.opponent import score_opponent
 from treeplay.policy.model import Policy, load_adapter
 from treeplay.policy.score import plain_logps
-from treeplay.train import (
-    LoraSettings,
-    TrainConfig,
-    group_loss,
-    make_groups,
-    score_opponent,
-    train,
-)
+from treeplay.train import TrainConfig, group_loss, packed_where_right, train
 
 SMALL = TrainConfig(
     epochs=2,
@@ -129,21 +125,6 @@ def test_group_loss_is_the_formula(policy: Policy) -> None:
     assert figures["margin"] == pytest.approx(sum(margins), abs=1e-3)
     assert figures["won"] == sum(gap > 0 for gap in margins)
     assert min(margins) < CLIP < max(margins)  # the clip was met
-
-
-def test_groups_hold_every_contrast_once_within_the_budget() -> None:
-    contrasts = some_contrasts()
-    for budget in (16, 30, 40, 10_000):
-        groups = make_groups(contrasts, replace(SMALL, max_tokens=budget))
-        assert [c for g in groups for c in g.contrasts] == contrasts
-        for group in groups:
-            assert len({c.task for c in group.contrasts}) == 1
-            paths = [c.prefix + t for c in group.contrasts for t in (c.chosen, c.rejected)]
-            unique = {path[: i + 1] for path in paths for i in range(len(path))}
-            assert len(unique) <= budget or len(group.contrasts) == 1
-            assert group.tokens == sum(len(path) for path in paths)
-    assert len(make_groups(contrasts, replace(SMALL, max_tokens=10_000))) == 5
-    assert len(make_groups(contrasts, replace(SMALL, max_tokens=16))) > 10
 
 
 def test_how_a_step_is_cut_does_not_change_it(policy: Policy, tmp_path: Path) -> None:
@@ -314,6 +295,39 @@ def test_a_loss_that_is_no_number_ends_the_run(policy: Policy, tmp_path: Path) -
     assert not (tmp_path / "adapter").exists()
 
 
+def test_logits_that_are_no_numbers_name_the_step_and_the_task(
+    policy: Policy, tmp_path: Path
+) -> None:
+    """Attention carries them to the other trees of the bin, which are not to blame."""
+    contrasts = some_scored(policy)
+    odd = 256  # a token that only one tree has
+    assert not any(odd in c.prefix + c.chosen + c.rejected for c in contrasts)
+    contrasts = [
+        replace(c, prefix=(odd, *c.prefix[1:])) if c.task == "t3" else c for c in contrasts
+    ]
+    config = replace(SMALL, groups_per_step=5, epochs=1)
+    policy.model.get_input_embeddings().weight.data[odd] = math.nan
+    with pytest.raises(RunError, match=r"the loss of task 't3' is not a number at step 1;"):
+        train(policy, contrasts, config, 0, tmp_path)
+    with pytest.raises(RunError, match=r"opponent's log-probs of task 't3' are not numbers"):
+        score_opponent(policy, contrasts, config)
+
+
+def test_a_gradient_that_is_no_number_is_not_applied(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss_of(
+        model: Any, contrasts: Sequence[Contrast], config: TrainConfig
+    ) -> tuple[torch.Tensor, dict[str, float]]:
+        loss, figures = group_loss(model, contrasts, config)
+        return loss + 0 * (loss - loss.detach()).sqrt(), figures  # 0 * an infinite slope
+
+    monkeypatch.setattr("treeplay.train.group_loss", loss_of)
+    with pytest.raises(RunError, match="the gradient is not a number at step 1; lower"):
+        train(policy, some_scored(policy), SMALL, 0, tmp_path)
+    assert not (tmp_path / "adapter").exists()
+
+
 def test_nothing_to_train_on_is_said(policy: Policy, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="there are no contrasts to train on"):
         train(policy, [], SMALL, 0, tmp_path)
@@ -325,11 +339,21 @@ def test_wrong_adapter_targets_are_named(policy: Policy, tmp_path: Path) -> None
         train(policy, some_scored(policy), config, 0, tmp_path)
 
 
-def test_a_model_that_cannot_be_packed_is_refused(policy: Policy, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_packed_is_trained_plainly(policy: Policy, tmp_path: Path) -> None:
     contrasts = some_scored(policy)
-    policy.model.config.sliding_window = 16
-    with pytest.raises(ModelError, match=r"sliding window.*train\.packed=false"):
-        train(policy, contrasts, SMALL, 0, tmp_path)
+    rows = []
+    for window in (None, 1000):  # wider than any sequence: the same model, but it is not packed
+        policy.model.config.sliding_window = window
+        said: list[str] = []
+        assert packed_where_right(policy.model, SMALL, said.append).packed is (window is None)
+        assert len(said) == (window is not None)
+        assert all("much slower" in text and "sliding window" in text for text in said)
+        train(policy, contrasts, SMALL, 0, tmp_path / str(window))
+        log = (tmp_path / str(window) / "train.jsonl").read_text()
+        rows.append([json.loads(line) for line in log.splitlines()])
+    for packed, plain in zip(*rows, strict=True):
+        assert packed["loss"] == pytest.approx(plain["loss"], abs=1e-4)
+        assert packed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-2)
 
 
 def test_a_full_disk_is_one_sentence(
@@ -340,6 +364,6 @@ def test_a_full_disk_is_one_sentence(
     def full(*args: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("treeplay.train.save_file", full)
+    monkeypatch.setattr("treeplay.train_state.save_file", full)
     with pytest.raises(RunError, match=r"No space left on device.*free some space, then resume"):
         train(policy, some_scored(policy), SMALL, 0, tmp_path)

@@ -274,6 +274,12 @@ def _check_values(config: Config) -> None:
     ):
         if not 0 < value <= 1:
             raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
+    layers = config.train.lora.layers
+    if layers != 0 and (layers < 0 if isinstance(layers, int) else not layers or min(layers) < 0):
+        raise ConfigError(
+            f"train.lora.layers is {layers}; it must be 0 (all layers), a number of last layers, "
+            "or a list of layers numbered from 0"
+        )
     for key, value in asdict(config.train).items():
         if key in ("learning_rate", "beta", "max_grad_norm") and not value > 0:
             raise ConfigError(f"train.{key} is {value}; it must be above 0")

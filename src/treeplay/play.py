@@ -25,6 +25,7 @@ from treeplay.evaluate import Answer, sample_answers
 from treeplay.grow import deepen, grow, missing, plant
 from treeplay.judge.judge import Judge
 from treeplay.metrics import Scored, scored_to_json
+from treeplay.opponent import score_opponent, with_sampled
 from treeplay.policy.model import (
     Policy,
     adapter_digest,
@@ -32,6 +33,7 @@ from treeplay.policy.model import (
     encode_path,
     load_adapter,
     load_policy,
+    tokenizer_digest,
 )
 from treeplay.policy.server import open_server
 from treeplay.policy.trunks import Kept
@@ -42,7 +44,7 @@ from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.jsonl import task_to_json
 from treeplay.tasks.select import Suite, eval_suites, train_tasks
 from treeplay.tasks.task import Task
-from treeplay.train import check_packable, make_groups, score_opponent, train
+from treeplay.train import packed_where_right, train
 from treeplay.tree import Tree, tree_from_json, tree_to_json
 
 # Methods that learn from given text alone, and methods whose branches no judge looks at.
@@ -75,10 +77,12 @@ class Game:
             meter.advance(1)
         if training and config.model.adapter:  # the base of this run is model and adapter
             self.policy = replace(self.policy, model=self.policy.model.merge_and_unload())
-        check_packable(self.policy.model, config.train)
+        if training:  # said once, here
+            packed_where_right(self.policy.model, config.train, reporter.say)
         if self.server:
             self.policy = replace(self.policy, sampler=self.server.sampler(self.policy))
         run.name(name, self.policy.identity)
+        run.name("tokenizer", tokenizer_digest(self.policy.tokenizer))
         self._leave_out_what_does_not_fit()
         every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
         lines = [json.dumps(task_to_json(task)) for task in every]
@@ -303,17 +307,20 @@ class Game:
             bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
             if bare and self.config.method not in WITHOUT_BRANCHES:
                 self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
-            total = len(make_groups(drawn.contrasts, self.config.train))
+            found: Sequence[Contrast] = drawn.contrasts
+            if self.config.train.reference == "reuse":
+                found = with_sampled(found, trees)
             with (
                 self.run.timed(f"{where} score"),
-                self.reporter.stage(f"{where} score opponent", total) as meter,
+                self.reporter.stage(f"{where} score opponent", len(found)) as meter,
             ):
 
-                def done(tokens: int) -> None:
+                def done(count: int, tokens: int) -> None:
                     meter.tokens(tokens)
-                    meter.advance(1)
+                    meter.advance(count)
 
-                scored = score_opponent(policy, drawn.contrasts, self.config.train, done)
+                say = self.reporter.say
+                scored = score_opponent(policy, found, self.config.train, done, say)
         write_json(
             self.run.path(where, "contrasts.json"),
             {"opponent": self.player(number - 1), "counts": drawn.counts},

@@ -1,11 +1,10 @@
 """Train a LoRA adapter on contrasts: one loop, packed trees.
 
-    contrasts -> opponent's log-probs (once, no gradient) -> groups (one tree each) -> steps
+    contrasts -> trees -> steps -> bins (see :mod:`treeplay.groups`)
         -> packed forward -> loss -> backward -> AdamW -> adapter/
 
-A group is what is packed together: the contrasts of one task, split where they exceed the token
-budget. A step takes ``groups_per_step`` groups, one backward pass each, and divides by the whole
-step's weight, so the gradient does not depend on how a step is cut into groups.
+A step learns from ``groups_per_step`` trees, one backward pass a bin, and divides by the whole
+step's weight, so the gradient does not depend on how its trees are arranged in bins.
 
 The state of the loop (adapter, optimizer, step) is written as safetensors every
 ``checkpoint_steps`` steps; a run that was interrupted goes on from there to the same result.
@@ -23,27 +22,19 @@ from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from torch.nn.utils.rnn import pad_sequence
 
 from treeplay.contrasts import Contrast
-from treeplay.errors import ModelError, RunError
+from treeplay.errors import RunError
+from treeplay.groups import Budget, Group, check_contrasts, each_bin, make_groups
+from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
 from treeplay.losses import margin, nll_loss, preference_loss
-from treeplay.policy.attention import why_not_packable
-from treeplay.policy.model import Policy, load_adapter, quiet
+from treeplay.policy.attention import packed_or_plain
+from treeplay.policy.model import Policy
 from treeplay.policy.sample import seed_of
 from treeplay.policy.score import Span, packed_logps, plain_logps
-
-
-@dataclass(frozen=True)
-class LoraSettings:
-    """The adapter's shape. ``targets``: module names, or ``all-linear``."""
-
-    r: int = 16
-    alpha: int = 32
-    dropout: float = 0.0
-    targets: tuple[str, ...] = ("all-linear",)
+from treeplay.train_state import load_state, save_adapter, save_state, write_log
 
 
 @dataclass(frozen=True)
@@ -52,7 +43,11 @@ class TrainConfig:
 
     ``clip``: the margin (nats) above which a contrast is left alone (0: never), so that the
     opponent's mistakes are not pushed down once they are unlikely. ``max_tokens``: unique tokens
-    of one packed group. ``packed`` false computes every sequence apart: slow, the same numbers.
+    of one forward pass, which bounds the memory and changes nothing else: small trees share a
+    pass, larger ones are split. ``packed`` false computes every sequence apart: slow, the same
+    numbers. ``checkpointing`` computes activations twice instead of keeping them. ``reference``:
+    the opponent's log-probs are scored in a pass of their own, or those it had while it sampled
+    are used again where there are any (float32 only).
     """
 
     epochs: int = 2
@@ -66,86 +61,24 @@ class TrainConfig:
     clip: float = 0.0
     max_tokens: int = 1024
     packed: bool = True
+    checkpointing: bool = False
+    reference: Literal["score", "reuse"] = "score"
     checkpoint_steps: int = 10
     lora: LoraSettings = LoraSettings()
 
 
-@dataclass(frozen=True)
-class Group:
-    """Contrasts packed together; ``tokens`` counts them flat (prefix and both continuations)."""
-
-    contrasts: tuple[Contrast, ...]
-    tokens: int
-
-
-def check_packable(model: Any, config: TrainConfig) -> None:
-    """Raises :class:`ModelError` where packed training was asked for and would be wrong."""
-    reason = why_not_packable(model)
-    if config.packed and reason:
-        raise ModelError(f"cannot train on packed trees: {reason}; set train.packed=false")
+def packed_where_right(
+    model: Any, config: TrainConfig, say: Callable[[str], None] | None = None
+) -> TrainConfig:
+    """``config``, with ``packed`` off where ``model`` would compute a packed tree wrongly; then
+    ``say`` is told why."""
+    packed, why = packed_or_plain(model, config.packed)
+    if why and say:
+        say(f"warning: {why}")
+    return replace(config, packed=packed)
 
 
-def score_opponent(
-    policy: Policy,
-    contrasts: Sequence[Contrast],
-    config: TrainConfig,
-    progress: Callable[[int], None] | None = None,
-) -> list[Contrast]:
-    """Contrasts with the raw log-probs of ``policy`` (the opponent) for every token, packed."""
-    out: list[Contrast] = []
-    for group in make_groups(contrasts, config):
-        with torch.no_grad():
-            logps = _logps(policy.model, group.contrasts, config.packed)
-        for contrast, (chosen, rejected) in zip(group.contrasts, logps, strict=True):
-            out.append(
-                replace(
-                    contrast,
-                    chosen_opp=tuple(round(x, 6) for x in chosen.tolist()),
-                    rejected_opp=tuple(round(x, 6) for x in rejected.tolist()),
-                )
-            )
-        if progress:
-            progress(group.tokens)
-    return out
-
-
-def make_groups(contrasts: Sequence[Contrast], config: TrainConfig) -> list[Group]:
-    """Contrasts by task, in order of first appearance, within the token budget."""
-    by_task: dict[str, list[Contrast]] = {}
-    for contrast in contrasts:
-        by_task.setdefault(contrast.task, []).append(contrast)
-    groups = []
-    for members in by_task.values():
-        part: list[Contrast] = []
-        unique: set[tuple[int, ...]] = set()
-        for contrast in members:
-            fresh = unique | _prefixes(contrast)
-            if part and len(fresh) > config.max_tokens:
-                groups.append(_group(part))
-                part, fresh = [], _prefixes(contrast)
-            part.append(contrast)
-            unique = fresh
-        groups.append(_group(part))
-    return groups
-
-
-def _prefixes(contrast: Contrast) -> set[tuple[int, ...]]:
-    """One item for every packed token: the token's whole path (hashed, to stay small)."""
-    out: set[tuple[int, ...]] = set()
-    for tail in (contrast.chosen, contrast.rejected):
-        state = 0
-        for token in contrast.prefix + tail:
-            state = hash((state, token))
-            out.add((state,))
-    return out
-
-
-def _group(contrasts: Sequence[Contrast]) -> Group:
-    tokens = sum(2 * len(c.prefix) + len(c.chosen) + len(c.rejected) for c in contrasts)
-    return Group(tuple(contrasts), tokens)
-
-
-def _logps(
+def contrast_logps(
     model: Any, contrasts: Sequence[Contrast], packed: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(chosen, rejected) token log-probs of each contrast; an empty tensor for no rejected."""
@@ -165,35 +98,42 @@ def group_loss(
     """Weighted *sum* of the losses of ``contrasts`` (one packed forward pass), and figures.
 
     Per contrast: ``weight * (preference + alpha * NLL(chosen)/len)``; a contrast without a
-    rejected continuation has the NLL alone. The preference is DESIGN's node loss, see
-    :mod:`treeplay.losses`.
+    rejected continuation has the NLL alone. The preference is the design's node loss, see
+    :mod:`treeplay.losses`. Raises ``FloatingPointError`` naming the tasks whose loss is not a
+    number.
     """
-    logps = _logps(model, contrasts, config.packed)
-    device = logps[0][0].device
-    total = torch.zeros((), device=device)
-    figures = {"margin": 0.0, "pairs": 0.0, "won": 0.0, "chosen_nll": 0.0, "weight": 0.0}
-    for contrast, (chosen_T, rejected_T) in zip(contrasts, logps, strict=True):
-        chosen = chosen_T.sum()
-        length = torch.tensor(float(max(1, len(contrast.chosen))), device=device)
-        nll = nll_loss(chosen, length)
-        figures["chosen_nll"] += float(nll.detach())
-        figures["weight"] += contrast.weight
-        if not contrast.rejected:
-            total = total + contrast.weight * nll
-            continue
-        gap = margin(
-            chosen,
-            rejected_T.sum(),
-            torch.tensor(math.fsum(contrast.chosen_opp), device=device),
-            torch.tensor(math.fsum(contrast.rejected_opp), device=device),
-        )
-        figures["margin"] += float(gap.detach())
-        figures["won"] += float(gap.detach() > 0)
-        figures["pairs"] += 1
-        if config.clip:
-            gap = gap.clamp(max=config.clip)
-        total = total + contrast.weight * (preference_loss(gap, config.beta) + config.alpha * nll)
-    return total, figures
+    logps = contrast_logps(model, contrasts, config.packed)
+    chosen_N = pad_sequence([chosen for chosen, _ in logps], batch_first=True).sum(1)
+    rejected_N = pad_sequence([rejected for _, rejected in logps], batch_first=True).sum(1)
+
+    def constant(values: Sequence[float]) -> torch.Tensor:
+        return torch.tensor(values, device=chosen_N.device, dtype=torch.float32)
+
+    weight_N = constant([c.weight for c in contrasts])
+    pair_N = constant([bool(c.rejected) for c in contrasts])
+    nll_N = nll_loss(chosen_N, constant([max(1, len(c.chosen)) for c in contrasts]))
+    gap_N = margin(
+        chosen_N,
+        rejected_N,
+        constant([math.fsum(c.chosen_opp) for c in contrasts]),
+        constant([math.fsum(c.rejected_opp) for c in contrasts]),
+    )
+    pushed_N = gap_N.clamp(max=config.clip) if config.clip else gap_N
+    pair_loss_N = preference_loss(pushed_N, config.beta) + config.alpha * nll_N
+    loss_N = torch.where(pair_N > 0, pair_loss_N, nll_N)
+    # One transfer from the device for everything that is looked at.
+    table = torch.stack([loss_N, gap_N, nll_N]).detach().tolist()
+    bad = {c.task: None for c, loss in zip(contrasts, table[0], strict=True) if loss - loss != 0}
+    if bad:
+        raise FloatingPointError(", ".join(repr(task) for task in bad))
+    gaps = [gap for c, gap in zip(contrasts, table[1], strict=True) if c.rejected]
+    figures = {
+        "margin": math.fsum(gaps),
+        "pairs": float(len(gaps)),
+        "won": float(sum(gap > 0 for gap in gaps)),
+        "chosen_nll": math.fsum(table[2]),
+    }
+    return (weight_N * loss_N).sum(), figures
 
 
 def train(
@@ -209,24 +149,27 @@ def train(
 
     ``policy`` must hold the base model without an adapter; it is wrapped, trained and unwrapped.
     ``progress(step, steps, figures)`` is called after every step; the same figures are lines of
-    ``out/train.jsonl``. Raises :class:`RunError` when there is nothing to train on or the loss is
-    not a number.
+    ``out/train.jsonl``. Raises :class:`RunError` when there is nothing to train on, a contrast
+    cannot be read by the model, memory is too small for a single contrast, or the loss is not a
+    number.
     """
     if not contrasts:
         raise RunError(
             "there are no contrasts to train on: no node has both a secure and a vulnerable "
             "branch; grow more branches (grow.branches) or raise grow.temperature"
         )
-    check_packable(policy.model, config)
+    config = packed_where_right(policy.model, config)
     final = out / "adapter"
     if (final / "adapter_model.safetensors").is_file():
         return final
+    check_contrasts(policy, contrasts)
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
-    model = _with_adapter(policy.model, config, start_from)
+    model = with_adapter(policy.model, config.lora, start_from)
     try:
-        _loop(model, contrasts, config, seed, out, progress)
-        _save_adapter(model, final)
+        with checkpointing(policy.model, config.checkpointing):
+            _loop(model, contrasts, config, seed, out, progress)
+        save_adapter(model, policy.tokenizer, final)
     except SafetensorError as error:  # its writer turns a full disk into an error of its own
         raise RunError(
             f"cannot write the adapter or its state in {out}: {error}; free some space, then resume"
@@ -235,27 +178,6 @@ def train(
         policy.model.eval()
         model.unload()
     return final
-
-
-def _with_adapter(base: Any, config: TrainConfig, start_from: Path | None) -> Any:
-    if start_from is not None:
-        return load_adapter(base, start_from, trainable=True)
-    targets: Any = list(config.lora.targets)
-    lora = LoraConfig(
-        r=config.lora.r,
-        lora_alpha=config.lora.alpha,
-        lora_dropout=config.lora.dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
-    try:
-        with quiet():
-            return get_peft_model(base, lora)
-    except ValueError as error:
-        raise ModelError(
-            f"cannot put an adapter on {', '.join(targets)}: {error}; name modules of this model "
-            "in train.lora.targets, or all-linear"
-        ) from error
 
 
 def _loop(
@@ -267,10 +189,13 @@ def _loop(
     progress: Callable[[int, int, dict[str, float]], None] | None,
 ) -> None:
     accelerator = Accelerator(cpu=next(iter(model.parameters())).device.type == "cpu")
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    weights = Weights(model, config.lora)
+    trained = weights.masters
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.0)
-    steps = _plan(make_groups(contrasts, config), config, seed)
-    done = _load_state(out / "state", trained, optimizer)
+    steps = _plan(make_groups(contrasts, config.packed), config, seed)
+    budget = Budget(config.max_tokens)
+    done = load_state(out / "state", trained, optimizer)
+    weights.spread()
     log = out / "train.jsonl"
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
     model.train()
@@ -278,51 +203,96 @@ def _loop(
         torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, len(steps), config)
-        whole = math.fsum(c.weight for g in steps[step] for c in g.contrasts)
-        totals: dict[str, float] = {}
-        loss_sum = 0.0
-        for group_ in steps[step]:
-            loss, figures = group_loss(model, group_.contrasts, config)
-            accelerator.backward(loss / whole)
-            loss_sum += float(loss.detach()) / whole
-            for key, value in figures.items():
-                totals[key] = totals.get(key, 0.0) + value
-        if not math.isfinite(loss_sum):
+        try:
+            row = step_gradient(model, weights, steps[step], config, budget, accelerator)
+        except FloatingPointError as error:
             raise RunError(
-                f"the loss is not a number at step {step + 1}; lower train.learning_rate, "
+                f"{error} not a number at step {step + 1}; lower train.learning_rate, "
+                "or use model.dtype=float32"
+            ) from error
+        norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm))
+        if not math.isfinite(norm):
+            raise RunError(
+                f"the gradient is not a number at step {step + 1}; lower train.learning_rate, "
                 "or use model.dtype=float32"
             )
-        norm = accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        count = sum(len(g.contrasts) for g in steps[step])
-        row = {"step": step + 1, "loss": round(loss_sum, 6)}
-        if pairs := totals["pairs"]:  # a step of golden answers alone has no margin
-            row["margin"] = round(totals["margin"] / pairs, 4)
-            row["won"] = round(totals["won"] / pairs, 4)
-        row |= {
-            "chosen_nll": round(totals["chosen_nll"] / count, 4),
-            "grad_norm": round(float(norm), 4),
-            "contrasts": count,
-            "tokens": sum(g.tokens for g in steps[step]),
-        }
+        weights.spread()
+        row = {"step": step + 1, **row, "grad_norm": round(norm, 4)}
         lines.append(json.dumps(row))
         if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
-            _write_log(log, lines)
-            _save_state(out / "state", trained, optimizer, step + 1)
+            write_log(log, lines)
+            save_state(out / "state", trained, optimizer, step + 1)
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
-    _write_log(log, lines)
+    write_log(log, lines)
+    weights.whole()
 
 
-def _write_log(log: Path, lines: Sequence[str]) -> None:
-    part = log.with_name(log.name + ".tmp")
-    part.write_text("\n".join(lines) + "\n")
-    part.replace(log)
+def step_gradient(
+    model: Any,
+    weights: Weights,
+    groups: Sequence[Group],
+    config: TrainConfig,
+    budget: Budget,
+    accelerator: Any,
+) -> dict[str, Any]:
+    """Leave the gradient of one step over ``groups`` in ``weights.masters``; returns its figures.
+
+    The same, up to rounding, however small ``budget`` is. Raises ``FloatingPointError`` naming the
+    tasks whose loss is not a number.
+    """
+    whole = math.fsum(c.weight for g in groups for c in g.contrasts) or 1.0
+
+    def work(group: Group) -> tuple[float, dict[str, float]]:
+        try:
+            loss, figures = group_loss(model, group.contrasts, config)
+            if loss.requires_grad:  # not where every continuation is empty
+                accelerator.backward(loss / whole)
+        except FloatingPointError as error:
+            raise FloatingPointError(_blamed(model, group, config, str(error))) from error
+        except BaseException:
+            weights.drop()
+            raise
+        weights.keep()
+        return float(loss.detach()) / whole, figures
+
+    weights.drop()
+    loss_sum = 0.0
+    totals: dict[str, float] = {}
+    for _, (loss, figures) in each_bin(groups, budget, config.packed, work):
+        loss_sum += loss
+        for key, value in figures.items():
+            totals[key] = totals.get(key, 0.0) + value
+    weights.ready()
+    count = sum(len(group.contrasts) for group in groups)
+    row: dict[str, Any] = {"loss": round(loss_sum, 6)}
+    if pairs := totals["pairs"]:  # a step of golden answers alone has no margin
+        row["margin"] = round(totals["margin"] / pairs, 4)
+        row["won"] = round(totals["won"] / pairs, 4)
+    return row | {
+        "chosen_nll": round(totals["chosen_nll"] / count, 4),
+        "contrasts": count,
+        "tokens": sum(group.tokens for group in groups),
+    }
+
+
+def _blamed(model: Any, group: Group, config: TrainConfig, suspects: str) -> str:
+    """Which tasks' loss is not a number. Attention carries one tree's to the others of a bin, so
+    they are computed again one by one."""
+    guilty = []
+    for one in make_groups(group.contrasts, config.packed):
+        try:
+            with torch.no_grad():
+                group_loss(model, one.contrasts, config)
+        except FloatingPointError as error:
+            guilty.append(str(error))
+    return f"the loss of task {', '.join(guilty) or suspects} is"
 
 
 def _plan(groups: list[Group], config: TrainConfig, seed: int) -> list[list[Group]]:
-    """The groups of every step of every epoch; a new order each epoch, from the seed."""
+    """The trees of every step of every epoch; a new order each epoch, from the seed."""
     steps = []
     for epoch in range(config.epochs):
         order = list(groups)
@@ -339,47 +309,3 @@ def _rate(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     return (steps - step) / max(1, steps - warm)
-
-
-def _save_state(
-    folder: Path, trained: dict[str, torch.nn.Parameter], optimizer: Any, step: int
-) -> None:
-    """Write parameters and AdamW's moments; one file, replaced at once."""
-    tensors = {"step": torch.tensor(step)}
-    for name, parameter in trained.items():
-        state = optimizer.state[parameter]
-        tensors[f"p/{name}"] = parameter.detach().contiguous()
-        tensors[f"m/{name}"] = state["exp_avg"].contiguous()
-        tensors[f"v/{name}"] = state["exp_avg_sq"].contiguous()
-    folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "state.safetensors.part"
-    save_file(tensors, part)
-    part.replace(folder / "state.safetensors")
-
-
-def _load_state(folder: Path, trained: dict[str, torch.nn.Parameter], optimizer: Any) -> int:
-    """Restore what :func:`_save_state` wrote; returns the number of steps already taken."""
-    path = folder / "state.safetensors"
-    if not path.is_file():
-        return 0
-    tensors = load_file(path)
-    step = int(tensors["step"])
-    for name, parameter in trained.items():
-        device = parameter.device
-        parameter.data.copy_(tensors[f"p/{name}"])
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(step)),
-            "exp_avg": tensors[f"m/{name}"].to(device),
-            "exp_avg_sq": tensors[f"v/{name}"].to(device),
-        }
-    return step
-
-
-def _save_adapter(model: Any, final: Path) -> None:
-    part = final.with_name("adapter.part")
-    for lora in model.peft_config.values():
-        if isinstance(lora.target_modules, set):  # written in one order, whatever the hash seed
-            lora.target_modules = sorted(lora.target_modules)
-    # Embeddings are never trained; asking to look for them would ask the model hub.
-    model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
-    part.replace(final)

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import os
 import warnings
 from collections.abc import Iterator
@@ -113,6 +114,7 @@ def load_policy(config: ModelConfig) -> Policy:
     if gguf:
         model = _plain(model, dtype)
     if config.adapter:
+        _check_tokenizer(Path(config.adapter), tokenizer)
         model = load_adapter(model, config.adapter, trainable=False)
         identity += "+" + adapter_digest(Path(config.adapter))
     if config.style == "chat" and not tokenizer.chat_template:
@@ -174,6 +176,32 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
         raise ModelError(
             f"cannot put the adapter {folder} on the model: {_first_line(error)}"
         ) from error
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """16 hex digits that name what a tokenizer does: the same string means the same ids."""
+    core = json.loads(tokenizer.backend_tokenizer.to_str())
+    for setting in ("padding", "truncation"):  # of the last call, not of the tokenizer
+        core.pop(setting, None)
+    return hashlib.sha256(json.dumps(core, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _check_tokenizer(folder: Path, tokenizer: Any) -> None:
+    """Raises :class:`ModelError` where an adapter says that it was trained with another one."""
+    note = folder / "treeplay.json"
+    if not note.is_file():
+        return
+    try:
+        digest = json.loads(note.read_text(encoding="utf-8"))["tokenizer"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"cannot read {note}: {_first_line(error)}; remove it to use the adapter unchecked"
+        ) from error
+    if digest != tokenizer_digest(tokenizer):
+        raise ModelError(
+            f"the adapter {folder} was trained with another tokenizer than this model's; name the "
+            "model that it was trained on in model.name"
+        )
 
 
 def adapter_digest(folder: Path) -> str:
