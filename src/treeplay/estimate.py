@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from treeplay.play import UNJUDGED, WITHOUT_BRANCHES, Game
-from treeplay.policy.sample import Request, Row, SampleConfig, sample
+from treeplay.policy.sample import Request, Row, SampleConfig, Sampler, sample
 
 JUDGED_PER_SECOND = 8.0  # programs, two workers, between C (4) and Python (19)
 
@@ -60,14 +61,15 @@ def estimate(game: Game) -> Estimate:
     eval_tokens = samples * config.eval.max_tokens
     judged = samples + (0 if config.method in UNJUDGED else branches * config.rounds)
 
-    speed = _speed(game)
+    speed = _speed(game, partial(sample, game.policy.model))
+    sampling = _speed(game, game.policy.sampler) if game.policy.sampler else speed
     size = sum(p.numel() * p.element_size() for p in game.policy.model.parameters()) / 1e6
     width = getattr(game.policy.model.config, "hidden_size", 1024)
     layers = getattr(game.policy.model.config, "num_hidden_layers", 24)
     # Activations kept for the backward pass: about 34 values a token, layer and hidden unit.
     activations = 34 * 4 * min(config.train.max_tokens, 1024) * layers * width / 1e6
     seconds = (
-        (grow_tokens + eval_tokens) / speed
+        (grow_tokens + eval_tokens) / sampling
         + train_tokens * 3 / (4 * speed)  # backward doubles the work, packing saves dispatch
         + judged / JUDGED_PER_SECOND
     )
@@ -79,17 +81,17 @@ def estimate(game: Game) -> Estimate:
         judged,
         train_tokens,
         eval_tokens,
-        speed,
+        sampling,
         seconds,
         size + activations + 700,
     )
 
 
-def _speed(game: Game) -> float:
+def _speed(game: Game, draw: Sampler) -> float:
     """Tokens a second of a full batch of rows over a short trunk."""
     trunk = tuple(game.policy.tokenizer("def f(x):\n    return x\n" * 8)["input_ids"])
     rows = tuple(Row(len(trunk), seed) for seed in range(8))
     batch = [Request(trunk, rows)] * max(1, game.config.eval.rows_at_once // 8)
     start = time.monotonic()
-    sample(game.policy.model, batch, SampleConfig(max_tokens=4), frozenset())
+    draw(batch, SampleConfig(max_tokens=4), frozenset())
     return 4 * 8 * len(batch) / (time.monotonic() - start)
