@@ -75,6 +75,7 @@ def main() -> None:
     parser = arguments(__doc__ or "")
     shape_arguments(parser)
     parser.add_argument("--dtype", nargs="+", default=["bfloat16"], help="float32, bfloat16")
+    parser.add_argument("--ways", nargs="+", default=list(LOCAL), choices=LOCAL)
     parser.add_argument("--vllm", help="address of a vLLM server that has the same model")
     parser.add_argument("--no-llama", action="store_true", help="leave llama.cpp out")
     given = parser.parse_args()
@@ -82,7 +83,7 @@ def main() -> None:
     data: dict[str, Any] = {"machine": machine(), "command": sys.argv[1:], "seed": given.seed}
     print(told(data["machine"]))
     for dtype in given.dtype:
-        data[dtype] = run(given, shape, dtype)
+        data[dtype] = run(given, shape, dtype, names=given.ways)
         tell(data[dtype], dtype)
     write(given.json, data)
 
