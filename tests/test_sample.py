@@ -127,11 +127,15 @@ def of_kind(kind: str) -> Any:
     return AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "gemma", "gpt2", "gpt_neox", "starcoder2"])
-def test_lanes_are_true_to_every_kind_of_model(kind: str) -> None:
+def test_lanes_are_true_to_every_kind_of_model(
+    kind: str, static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ids and log-probs of the lanes are those of one row at a time with the model's own cache."""
     model = of_kind(kind)
     config = SampleConfig(max_tokens=9, temperature=1.3)
+    monkeypatch.setattr(sample_module, "STATIC", ("cpu",) if static else ())
     together = sample(model, requests(), config, NO_STOP)
     alone = slowly(model, requests(), config)
     for ours, theirs in zip(together, alone, strict=True):
@@ -177,9 +181,10 @@ def test_bfloat16_is_close_to_itself() -> None:
         assert a.logps == pytest.approx(b.logps, abs=0.1)
 
 
-@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("static", [False, True])
+@settings(max_examples=10, deadline=None)
 @given(st.data())
-def test_forks_ends_and_stems_change_nothing(data: st.DataObject) -> None:
+def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) -> None:
     """Rows that part late (a small vocabulary, low temperature), end anywhere, stand at any place
     of paths that share stems or not, in any order and batch, are sampled as if alone."""
     model = tiny_llama(vocab_size=5)
@@ -215,9 +220,10 @@ def test_forks_ends_and_stems_change_nothing(data: st.DataObject) -> None:
     ]
     limit = data.draw(st.integers(1, 40))
     counted: list[int] = []
-    out = sample(
-        model, asked, replace(config, rows_at_once=limit), stop, done, counted.append, Kept(1e-3)
-    )
+    config = replace(config, rows_at_once=limit)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_module, "STATIC", ("cpu",) if static else ())
+        out = sample(model, asked, config, stop, done, counted.append, Kept(1e-3))
     assert out == approximately(alone)
     assert sum(counted) == sum(len(s.ids) for x in out for s in x)
 

@@ -51,7 +51,7 @@ def sample_answers(
             Row(path.n_prompt, seed_of("eval", seed, task.id, number))
             for number in range(config.samples)
         )
-        requests.append(Request(path.ids, rows))
+        requests.append(Request(path.ids, rows, name=task.id))
 
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return cut_answer(tasks[request], decode(policy, list(ids))).complete

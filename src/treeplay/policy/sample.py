@@ -22,12 +22,15 @@ import torch
 from treeplay.errors import ModelError
 from treeplay.policy.attention import why_not_packable
 from treeplay.policy.draw import draw
-from treeplay.policy.lanes import Lanes, Unexchangeable
+from treeplay.policy.lanes import Lanes, Trunk, Unexchangeable
+from treeplay.policy.static import StaticLanes
 from treeplay.policy.trunks import Kept, Request, Row, prefill
 
 __all__ = ["Request", "Row", "Sample", "SampleConfig", "Sampler", "sample", "seed_of"]
 
 Ended = Literal["answer", "eos", "length"]
+# Kinds of devices that are faster with fixed shapes.
+STATIC = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ def _together(
                 first[place] = _Lane([], request.path[position - 1], position - 1, place)
             first[place].rows.append(row)
     lanes = list(first.values())
-    batch = Lanes(trunks, [lane.place for lane in lanes])
+    batch = _lanes(model, trunks, lanes, how.config.max_tokens)
     while lanes:
         logits_LV = batch.step(
             model, [lane.token for lane in lanes], [lane.position for lane in lanes]
@@ -231,6 +234,17 @@ def _together(
             how.progress(len(drawing))
         lanes, keep = _forked(lanes)
         batch.change(keep)
+
+
+def _lanes(model: Any, trunks: list[Trunk], lanes: list[_Lane], tokens: int) -> Lanes | StaticLanes:
+    starts = [lane.place for lane in lanes]
+    device = next(iter(model.parameters())).device
+    if device.type not in STATIC:
+        return Lanes(trunks, starts)
+    rows = [0] * len(trunks)
+    for lane in lanes:
+        rows[lane.place[0]] += len(lane.rows)
+    return StaticLanes(trunks, starts, rows, tokens, device)
 
 
 def _forked(lanes: list[_Lane]) -> tuple[list[_Lane], list[int]]:
