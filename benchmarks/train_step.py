@@ -243,7 +243,8 @@ def tell(data: dict[str, Any], dtype: str) -> None:
         )
     head = ("way", "s", "times packed", "extra MB", "% of rate", "gradient norm", "rounds")
     print(table(head, lines) + "\n")
-    print(goals_table(data["goals"]))
+    if data["goals"]:
+        print(goals_table(data["goals"]))
 
 
 # In the new process ---------------------------------------------------------------------------

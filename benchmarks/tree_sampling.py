@@ -165,7 +165,8 @@ def tell(data: dict[str, Any], dtype: str) -> None:
             f"The least that this machine needs for it (matrix products, and reading all weights "
             f"at every step): {least:.2f} s; treeplay took {middle(rows['treeplay']):.2f} s.\n"
         )
-    print(goals_table(data["goals"]))
+    if data["goals"]:
+        print(goals_table(data["goals"]))
 
 
 # Servers --------------------------------------------------------------------------------------
