@@ -63,7 +63,7 @@ def settings(writer: Path, **changes: Any) -> dict[str, Any]:
         "train": {
             "epochs": 2,
             "groups_per_step": 1,
-            "checkpoint_steps": 2,
+            "checkpoint_steps": 1,
             "learning_rate": 2e-4,
             "lora": {"r": 4},
         },
