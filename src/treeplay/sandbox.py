@@ -65,9 +65,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Completed:
-    """What became of a run. ``stopped`` says why it was ended early: ``"time"``, ``"memory"``,
-    ``"processes"``, or ``""`` when it ended by itself. A stream over the limit keeps its first and
-    its last part, with a note between them."""
+    """What became of a run. ``stopped`` says why it was ended early: ``"time"`` (of the clock or of
+    the processor), ``"memory"``, ``"processes"``, or ``""`` when it ended by itself. A stream over
+    the limit keeps its first and its last part, with a note between them."""
 
     returncode: int
     stdout: bytes
@@ -187,7 +187,9 @@ def _tool(name: str) -> str:
 
 
 def _limit_argv(limits: Limits, with_processes: bool) -> list[str]:
-    argv = [_tool("prlimit"), f"--cpu={limits.cpu_s}", "--core=0", "--nofile=256", "--memlock=0"]
+    # the soft limit's signal tells time used up from every other kill
+    cpu = f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}"
+    argv = [_tool("prlimit"), cpu, "--core=0", "--nofile=256", "--memlock=0"]
     argv += [f"--fsize={limits.file_mb << 20}", "--msgqueue=0"]
     if with_processes:
         argv.append(f"--nproc={limits.processes}")
@@ -336,6 +338,8 @@ def _watch(
         pump(process, stdin, out, err, over, interval=_POLL_S)
     finally:
         _kill_tree(process, mark)
+    if not stopped and process.returncode in (-signal.SIGXCPU, 128 + signal.SIGXCPU):
+        stopped = "time"
     return Completed(
         returncode=process.returncode,
         stdout=out.value(),
