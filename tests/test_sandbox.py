@@ -296,7 +296,8 @@ def test_input_larger_than_a_pipe_to_a_program_that_does_not_read_it() -> None:
 def test_cpu_limit_ends_a_loop() -> None:
     done = python("while True: pass", Limits(cpu_s=1, wall_s=8))
     assert done.returncode != 0
-    assert done.timed_out and done.stopped == "time"
+    assert done.timed_out
+    assert done.stopped == "time"
     assert done.seconds < 5
 
 
