@@ -182,8 +182,8 @@ def test_a_full_disk(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     "stage",
     [
         "treeplay.play.load_policy",
-        "treeplay.play.sample_answers",
-        "treeplay.play.grow",
+        "treeplay.play_eval.sample_answers",
+        "treeplay.play_grow.grow",
         "treeplay.play.score_opponent",
         "treeplay.train.group_loss",
         "treeplay.judge.judge.Judge._judge_many",

@@ -10,7 +10,8 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-from treeplay.play import UNJUDGED, WITHOUT_BRANCHES, Game
+from treeplay.play import Game
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, plant_trees
 from treeplay.policy.sample import Request, Row, SampleConfig, Sampler, sample
 
 JUDGED_PER_SECOND = 8.0  # programs, two workers, between C (4) and Python (19)
@@ -48,7 +49,7 @@ class Estimate:
 def estimate(game: Game) -> Estimate:
     """Plant the trees of ``game``, time a short batch of sampling, and add everything up."""
     config = game.config
-    trees = game._plant(game.policy)
+    trees = plant_trees(game, game.policy)
     nodes = sum(len(tree.nodes) for tree in trees)
     suite_tasks = sum(len(suite.tasks) for suite in game.suites)
     with_branches = config.method not in WITHOUT_BRANCHES

@@ -186,6 +186,19 @@ def staged(
     return rows
 
 
+def batches(order: Sequence[int], rows: Sequence[int], limit: int) -> list[list[int]]:
+    """Groups of indices, in order, with at most ``limit`` rows together where possible."""
+    groups: list[list[int]] = []
+    used = 0
+    for i in order:
+        if not groups or used + rows[i] > limit:
+            groups.append([])
+            used = 0
+        groups[-1].append(i)
+        used += rows[i]
+    return groups
+
+
 def _read_part(part: Path) -> tuple[list[dict[str, Any]], int]:
     """Rows of the whole groups in a part file, and how many groups they are."""
     rows: list[dict[str, Any]] = []

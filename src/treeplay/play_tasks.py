@@ -1,0 +1,69 @@
+"""What a game does with its tasks before the first round: warn of contamination, and leave out or
+refuse what the model cannot read whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from treeplay.config import Config
+from treeplay.errors import TaskError
+from treeplay.policy.model import Policy, check_room, encode_path
+from treeplay.tasks.contamination import shared_ngrams
+from treeplay.tasks.select import Suite
+from treeplay.tasks.task import Task
+
+Say = Callable[[str], None]
+
+
+def warn_of_contamination(tasks: Sequence[Task], suites: Sequence[Suite], say: Say) -> None:
+    """Name every evaluation task that shares a tenth of its 13-grams with a training task."""
+    for suite in suites:
+        for one in shared_ngrams(tasks, suite.tasks):
+            if one.fraction >= 0.1:
+                say(
+                    f"warning: {suite.name}: {one.task_id} shares {one.fraction:.0%} of its "
+                    f"13-grams with the training task {one.nearest_id}"
+                )
+
+
+def what_fits(
+    policy: Policy, tasks: Sequence[Task], suites: Sequence[Suite], config: Config, say: Say
+) -> tuple[list[Task], list[Suite]]:
+    """The training tasks and suites that fit into the model's context.
+
+    Raises :class:`TaskError` for a task that does not, unless ``tasks.too_long`` is ``skip``; and
+    where none is left.
+    """
+
+    def fits(task: Task, answers: Sequence[str | None], room: int, setting: str) -> bool:
+        try:
+            for answer in answers:
+                path = encode_path(policy, task, answer or "")
+                check_room(policy, task, path, room, setting)
+        except TaskError as error:
+            if config.tasks.too_long != "skip":
+                raise
+            say(f"skipped: {error}")
+            return False
+        return True
+
+    def given(task: Task) -> list[str | None]:
+        return [task.golden, task.vulnerable if config.method == "dpo" else None]
+
+    room = config.grow.max_tokens
+    if config.golden.source == "reference":
+        kept = [t for t in tasks if fits(t, given(t), room, "grow.max_tokens")]
+    else:
+        room += config.golden.max_tokens
+        kept = [t for t in tasks if fits(t, [None], room, "golden.max_tokens or grow.max_tokens")]
+    if tasks and not kept:
+        raise TaskError("no training task fits the model's context; shorten them")
+    fitting = []
+    for suite in suites:
+        room = suite.max_tokens or config.eval.max_tokens
+        asked = tuple(t for t in suite.tasks if fits(t, [None], room, "eval.max_tokens"))
+        if not asked:
+            raise TaskError(f"no task of {suite.name} fits the model's context; shorten them")
+        fitting.append(replace(suite, tasks=asked))
+    return kept, fitting

@@ -1,0 +1,56 @@
+"""The training stage of a round, by method.
+
+A trainer reads what it needs of the game and leaves a PEFT adapter in ``round-N/adapter``, whole or
+not at all. Methods that learn from contrasts share one; a method that learns otherwise (from
+rewards, say) has an entry in :data:`TRAINERS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from treeplay.train import train
+
+if TYPE_CHECKING:
+    from treeplay.play import Game
+
+# trainer(game, round) -> the adapter's folder
+Trainer = Callable[["Game", int], Path]
+
+
+def train_contrasts(game: Game, number: int) -> Path:
+    """Train on the contrasts of round ``number``, from the player before it."""
+    contrasts = game.contrasts(number)
+    where = game.player(number)
+    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
+
+        def done(step: int, steps: int, row: dict[str, float]) -> None:
+            meter.reach(step, steps)
+            meter.tokens(int(row["tokens"]))
+            meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
+
+        return train(
+            game.policy,
+            contrasts,
+            game.config.train,
+            game.config.seed * 1000 + number,
+            game.run.folder / where,
+            game.adapter(number - 1) if number > 1 else None,
+            done,
+        )
+
+
+# Methods whose players are not trained on contrasts: nothing is drawn for them, and a round is
+# never without something to learn from.
+TRAINERS: dict[str, Trainer] = {}
+
+
+def learns_from_contrasts(method: str) -> bool:
+    return method not in TRAINERS
+
+
+def train_player(game: Game, number: int) -> Path:
+    """Train the player of round ``number`` as the game's method says."""
+    return TRAINERS.get(game.config.method, train_contrasts)(game, number)
