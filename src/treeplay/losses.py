@@ -119,7 +119,7 @@ def safecoder_loss(
 ) -> torch.Tensor:
     """``mean over changed t of -log p(c_t)  +  mean over changed t of -log(1 - p(r_t))``.
 
-    SafeCoder's security loss (He et al. 2024, arXiv 2402.09497, L_sec + L_vul): masked likelihood of
+    SafeCoder's security loss (He et al. 2024, arXiv 2402.09497): masked likelihood of
     the secure program and masked unlikelihood (Welleck et al. 2019, arXiv 1908.04319) of the
     vulnerable one. Inputs are log-probs a token, padded, and masks of 1 where the two programs
     differ, 0 elsewhere and in the padding; a side in which nothing changed adds nothing.

@@ -70,13 +70,13 @@ def _recognise(model: Any, layer: torch.nn.Linear) -> Head | None:
         scales.append(1 / divisor)
     for scale in (s for s in scales if s):
         for softcap in (0.0, getattr(config, "final_logit_softcapping", None) or 0.0):
-            guess_V = _cap(known_V.float() * scale, softcap)
+            guess_V = capped(known_V.float() * scale, softcap)
             if guess_V.shape == logits_V.shape and torch.allclose(guess_V, logits_V, rtol=1e-2):
                 return Head(layer, float(scale), float(softcap))
     return None
 
 
-def _cap(logits: torch.Tensor, softcap: float) -> torch.Tensor:
+def capped(logits: torch.Tensor, softcap: float) -> torch.Tensor:
     return softcap * torch.tanh(logits / softcap) if softcap else logits
 
 
@@ -130,7 +130,9 @@ def gather_logps(
 def _tile_logps(
     head: Head, hidden_RD: torch.Tensor, row_U: torch.Tensor, token_U: torch.Tensor
 ) -> torch.Tensor:
-    return logps_of(_cap(head.layer(hidden_RD).float() * head.scale, head.softcap), row_U, token_U)
+    return logps_of(
+        capped(head.layer(hidden_RD).float() * head.scale, head.softcap), row_U, token_U
+    )
 
 
 def logps_of(logits_RV: torch.Tensor, row_U: torch.Tensor, token_U: torch.Tensor) -> torch.Tensor:
@@ -173,7 +175,7 @@ class _TiledLogps(torch.autograd.Function):
                 logit_RV = logit_RV.float()
                 if scale != 1:
                     logit_RV *= scale
-                logit_RV = _cap(logit_RV, softcap)
+                logit_RV = capped(logit_RV, softcap)
                 here = inside[(row_U[inside] >= r) & (row_U[inside] < tile.stop)]
                 logit_U[here] = logit_RV[row_U[here] - r, token_U[here] - v]
                 rise_R1 = torch.maximum(top_R1, logit_RV.amax(1, keepdim=True))

@@ -6,18 +6,22 @@ predict a wanted one), U distinct wanted tokens, D hidden width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
 
 from treeplay.packing import Packed, pack
 from treeplay.policy.attention import tree_mask
-from treeplay.policy.head import gather_logps, head_of, logps_of, without
+from treeplay.policy.head import Head, gather_logps, head_of, logps_of, without
+from treeplay.policy.kl import gather_logps_and_kl, logits_to_both
 from treeplay.policy.lora import fuse_lora
 from treeplay.policy.tree_blocks import FLEX_BLOCK, Tree
 
 Span = tuple[int, int]
+# Inside, the model is its own opponent.
+Opponent = Callable[[], AbstractContextManager[Any]]
 Attention = Literal["split", "flex", "dense"]
 DEVICE_ATTENTION: dict[str, Attention] = {"cpu": "split", "cuda": "flex"}
 
@@ -38,6 +42,23 @@ def packed_logps(
     Raises ``ValueError`` for a span that starts at 0 (nothing predicts the first token), and
     :class:`treeplay.errors.ModelError` for a model that does not compute packed trees.
     """
+    return packed_scores(model, sequences, spans, None, attention=attention)[0]
+
+
+def packed_scores(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    opponent: Opponent | None,
+    *,
+    attention: Attention | None = None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Log-probs as :func:`packed_logps`, and, of the same shapes, how far the player is from the
+    opponent where each token is predicted: KL(opponent || player) in nats, with gradient.
+
+    Inside ``opponent()`` the model is the opponent, whose hidden states take a forward pass of
+    their own. Without one, log-probs are computed alone and the second list is empty.
+    """
     _check(sequences, spans)
     packed = pack(sequences)
     wanted = [packed.slots[s][i] for s, (a, b) in enumerate(spans) for i in range(a, b)]
@@ -45,24 +66,48 @@ def packed_logps(
     rows = sorted({packed.parents[slot] for slot in unique})
     device = next(iter(model.parameters())).device
     if not rows:
-        return [torch.zeros(0, device=device) for _ in spans]
+        nothing = [torch.zeros(0, device=device) for _ in spans]
+        return nothing, nothing if opponent else []
     row_of = {row: i for i, row in enumerate(rows)}
     row_U = torch.tensor([row_of[packed.parents[slot]] for slot in unique], device=device)
     token_U = torch.tensor([packed.ids[slot] for slot in unique], device=device)
     fuse_lora(model)
     head = head_of(model)
+    theirs = None
+    if opponent:
+        with torch.no_grad(), opponent():
+            theirs = _outputs(model, head, packed, rows, attention)
+    mine = _outputs(model, head, packed, rows, attention)
+    kl_R = None
     if head is None:
-        logp_U = logps_of(_run(model, packed, rows, attention).logits[0], row_U, token_U)
+        if theirs is None:
+            logp_U = logps_of(mine, row_U, token_U)
+        else:
+            logp_U, kl_R = logits_to_both(mine, theirs, row_U, token_U)
+    elif theirs is None:
+        logp_U = gather_logps(head, mine, row_U, token_U)
     else:
-        with without(head) as caught:
-            _run(model, packed, rows, attention)
-        hidden_RD = caught[-1].reshape(-1, caught[-1].shape[-1])
-        if len(hidden_RD) != len(rows):  # a model that always gives every row
-            hidden_RD = hidden_RD[torch.tensor(rows, device=device)]
-        logp_U = gather_logps(head, hidden_RD, row_U, token_U)
+        logp_U, kl_R = gather_logps_and_kl(head, mine, theirs, row_U, token_U)
     place = {slot: i for i, slot in enumerate(unique)}
     index = torch.tensor([place[slot] for slot in wanted], dtype=torch.long, device=device)
-    return list(torch.split(logp_U[index], [end - start for start, end in spans]))
+    lengths = [end - start for start, end in spans]
+    kls = [] if kl_R is None else list(torch.split(kl_R[row_U][index], lengths))
+    return list(torch.split(logp_U[index], lengths)), kls
+
+
+def _outputs(
+    model: Any, head: Head | None, packed: Packed, rows: list[int], attention: Attention | None
+) -> torch.Tensor:
+    """Hidden states (R, D) in front of the output layer; logits (R, V) where that is not known."""
+    if head is None:
+        logits: torch.Tensor = _run(model, packed, rows, attention).logits[0]
+        return logits
+    with without(head) as caught:
+        _run(model, packed, rows, attention)
+    hidden_RD = caught[-1].reshape(-1, caught[-1].shape[-1])
+    if len(hidden_RD) != len(rows):  # a model that always gives every row
+        hidden_RD = hidden_RD[torch.tensor(rows, device=hidden_RD.device)]
+    return hidden_RD
 
 
 def _run(model: Any, packed: Packed, rows: list[int], attention: Attention | None) -> Any:
@@ -87,15 +132,35 @@ def plain_logps(
     model: Any, sequences: Sequence[Sequence[int]], spans: Sequence[Span]
 ) -> list[torch.Tensor]:
     """The same as :func:`packed_logps`, one causal forward pass a sequence: the oracle."""
+    return plain_scores(model, sequences, spans, None)[0]
+
+
+def plain_scores(
+    model: Any,
+    sequences: Sequence[Sequence[int]],
+    spans: Sequence[Span],
+    opponent: Opponent | None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The same as :func:`packed_scores`, one causal forward pass a sequence: the oracle."""
     _check(sequences, spans)
     device = next(iter(model.parameters())).device
-    out = []
+    logps, kls = [], []
     for sequence, (start, end) in zip(sequences, spans, strict=True):
         ids = torch.tensor(list(sequence[:end]), device=device)
         rows = torch.arange(start - 1, end - 1, device=device)
+        index = torch.arange(end - start, device=device)
+        theirs = None
+        if opponent:
+            with torch.no_grad(), opponent():
+                theirs = model(input_ids=ids[None], logits_to_keep=rows, use_cache=False).logits[0]
         logits = model(input_ids=ids[None], logits_to_keep=rows, use_cache=False).logits[0]
-        out.append(logps_of(logits, torch.arange(end - start, device=device), ids[start:end]))
-    return out
+        if theirs is None:
+            logps.append(logps_of(logits, index, ids[start:end]))
+        else:
+            logp, kl = logits_to_both(logits, theirs, index, ids[start:end])
+            logps.append(logp)
+            kls.append(kl)
+    return logps, kls
 
 
 def _check(sequences: Sequence[Sequence[int]], spans: Sequence[Span]) -> None:
