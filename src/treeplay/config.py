@@ -20,14 +20,16 @@ from pydantic import TypeAdapter, ValidationError
 from treeplay.contrasts import ContrastConfig
 from treeplay.errors import ConfigError
 from treeplay.evaluate import EvalConfig
+from treeplay.golden import GoldenConfig
 from treeplay.grow import GrowConfig
+from treeplay.grpo import GrpoConfig
 from treeplay.judge.panel import JudgeConfig
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import ModelConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
 
-Method = Literal["tsp", "tsp-paper", "sft", "spin", "dpo"]
+Method = Literal["tsp", "tsp-paper", "sft", "spin", "dpo", "grpo"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,13 @@ class Config:
     out: str = "runs/play"
     model: ModelConfig = ModelConfig()
     tasks: TaskConfig = TaskConfig()
+    golden: GoldenConfig = GoldenConfig()
     nodes: NodeConfig = NodeConfig()
     grow: GrowConfig = GrowConfig()
     judge: JudgeConfig = JudgeConfig()
     contrasts: ContrastConfig = ContrastConfig()
     train: TrainConfig = TrainConfig()
+    grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
 
 
@@ -65,6 +69,13 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
         "train": {"beta": 0.1, "alpha": 0.0},
     },
     "dpo": {"train": {"beta": 0.1, "alpha": 0.0}},
+    # The contrasts of tsp, another loss (docs/methods.md says where the numbers are from).
+    "tdpo": {"train": {"loss": "tdpo", "beta": 0.1, "alpha": 0.0, "kl": 0.5}},
+    "ipo": {"train": {"loss": "ipo", "beta": 0.5, "alpha": 0.0}},
+    "simpo": {"train": {"loss": "simpo", "beta": 2.0, "alpha": 0.0, "gamma": 1.0}},
+    "hinge": {"train": {"loss": "hinge", "beta": 0.1, "alpha": 0.0}},
+    "safecoder": {"train": {"loss": "safecoder", "alpha": 0.0}},
+    "grpo": {},
 }
 
 
@@ -236,6 +247,11 @@ def _check_values(config: Config) -> None:
         )
     at_least = {
         "rounds": 1,
+        "golden.samples": 1,
+        "golden.attempts": 1,
+        "golden.mends": 1,
+        "golden.max_tokens": 1,
+        "golden.rows_at_once": 1,
         "nodes.per_task": 1,
         "grow.branches": 1,
         "grow.depth": 1,
@@ -245,6 +261,11 @@ def _check_values(config: Config) -> None:
         "grow.wave": 1,
         "grow.keep_mb": 0,
         "judge.workers": 1,
+        "grpo.generations": 2,
+        "grpo.max_tokens": 1,
+        "grpo.rows_at_once": 1,
+        "grpo.budget": 0,
+        "grpo.beta": 0,
         "eval.samples": 1,
         "eval.max_tokens": 1,
         "eval.rows_at_once": 1,
@@ -258,6 +279,11 @@ def _check_values(config: Config) -> None:
         "train.warmup": 0,
         "train.alpha": 0,
         "train.clip": 0,
+        "train.bound": 0,
+        "train.budget": 0,
+        "train.gamma": 0,
+        "train.kl": 0,
+        "contrasts.anchor": 0,
         "train.lora.dropout": 0,
     }
     for key, lowest in at_least.items():
@@ -267,13 +293,27 @@ def _check_values(config: Config) -> None:
         if not value >= lowest:
             raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
     for key, value in (
+        ("golden.top_p", config.golden.top_p),
         ("grow.top_p", config.grow.top_p),
+        ("grpo.top_p", config.grpo.top_p),
         ("eval.top_p", config.eval.top_p),
         ("judge.threshold", config.judge.threshold),
         ("judge.silence", config.judge.silence),
     ):
         if not 0 < value <= 1:
             raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
+    if not config.grpo.temperature > 0:
+        raise ConfigError(f"grpo.temperature is {config.grpo.temperature}; it must be above 0")
+    for key, value in asdict(config.grpo.rewards).items():
+        if not value < 1:
+            raise ConfigError(
+                f"grpo.rewards.{key} is {value}; it must be below 1, what a secure answer is worth"
+            )
+    if config.method == "grpo" and config.train.lora.dtype != "float32":
+        raise ConfigError(
+            f"train.lora.dtype is {config.train.lora.dtype}, but method grpo trains the adapter "
+            "in float32; set train.lora.dtype=float32"
+        )
     layers = config.train.lora.layers
     if layers != 0 and (layers < 0 if isinstance(layers, int) else not layers or min(layers) < 0):
         raise ConfigError(
@@ -284,6 +324,7 @@ def _check_values(config: Config) -> None:
         if key in ("learning_rate", "beta", "max_grad_norm") and not value > 0:
             raise ConfigError(f"train.{key} is {value}; it must be above 0")
     for key, value in (
+        ("golden.temperature", config.golden.temperature),
         ("grow.temperature", config.grow.temperature),
         ("eval.temperature", config.eval.temperature),
     ):

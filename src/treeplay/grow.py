@@ -42,16 +42,21 @@ class GrowConfig(SampleConfig):
 
 
 def missing(tree: Tree, node: Node, config: GrowConfig) -> int:
-    """How many branches are to be sampled at ``node`` next; 0 where it has what it needs."""
+    """How many branches are to be sampled at ``node`` next; 0 where it has what it needs, as a node
+    of a trie of samples always does."""
+    if node.source == "trie":
+        return 0
     have = [branch.verdict for branch in tree.branches if branch.node == node.id]
     if not config.adaptive:
-        return 0 if have else config.branches
+        # A node found by probing has rollouts already, which count; others get all at once.
+        probed = node.branch is None and any(p.position == node.position for p in tree.probes)
+        return max(0, config.branches - len(have)) if probed or not have else 0
     labels = [verdict.label for verdict in have if verdict is not None]
     vulnerable, secure = labels.count("vulnerable"), labels.count("secure")
     low, high = wilson(vulnerable, len(labels))
     if min(vulnerable, secure) >= 2 or high - low < config.adaptive:
         return 0
-    return min(config.wave, config.branches - len(have))
+    return max(0, min(config.wave, config.branches - len(have)))
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

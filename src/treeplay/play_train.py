@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from treeplay.grpo import train_grpo
 from treeplay.train import train
 
 if TYPE_CHECKING:
@@ -42,9 +43,35 @@ def train_contrasts(game: Game, number: int) -> Path:
         )
 
 
+def train_rewards(game: Game, number: int) -> Path:
+    """Train on the judge's verdicts on whole answers, from the player before round ``number``."""
+    where = game.player(number)
+    if game.server:
+        game.reporter.say(f"{where}: grpo samples here, since its player changes at every step")
+    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
+
+        def done(now: int, of: int, row: dict[str, float]) -> None:
+            meter.reach(now, of)
+            meter.tokens(int(row["tokens"]))
+            meter.note(f"{meter.rate()}  reward {row.get('reward', 0.0):.2f}")
+
+        return train_grpo(
+            game.policy,
+            game.tasks,
+            game.config.grpo,
+            game.config.train,
+            game.judge.judge_many,
+            game.config.seed * 1000 + number,
+            game.run.folder / where,
+            game.adapter(number - 1) if number > 1 else None,
+            done,
+            game.reporter.say,
+        )
+
+
 # Methods whose players are not trained on contrasts: nothing is drawn for them, and a round is
 # never without something to learn from.
-TRAINERS: dict[str, Trainer] = {}
+TRAINERS: dict[str, Trainer] = {"grpo": train_rewards}
 
 
 def learns_from_contrasts(method: str) -> bool:

@@ -29,6 +29,7 @@ import psutil
 
 from treeplay.config import Config, differing_keys, to_dict
 from treeplay.errors import RunError
+from treeplay.grpo import require_trl
 
 Item = TypeVar("Item")
 LIBRARIES = ("treeplay", "torch", "transformers", "peft", "accelerate", "ast-grep-py", "bandit")
@@ -103,7 +104,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
         manifest: dict[str, Any] = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
-            "versions": versions(),
+            "versions": versions(config.method),
             "identities": {},
         }
         write_json(path, manifest)
@@ -120,7 +121,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
             f"{folder} was begun with other settings: {', '.join(keys)} differ; "
             "resume with the same ones, or choose another folder with out=FOLDER"
         )
-    old, new = manifest["versions"], versions()
+    old, new = manifest["versions"], versions(config.method)
     changed = [name for name in old if old[name] != new.get(name)]
     if changed:
         raise RunError(
@@ -149,7 +150,8 @@ def _may_begin_again(path: Path, config: Config, resume: bool) -> bool:
     """Whether a run ended before its first result (a wrong model name, say): then it holds
     nothing to protect, and the next attempt may have other settings."""
     manifest = _read_manifest(path)
-    same = manifest["config"] == to_dict(config) and manifest["versions"] == versions()
+    now = versions(config.method)
+    same = manifest["config"] == to_dict(config) and manifest["versions"] == now
     nothing = all(name.removesuffix(".tmp") in AT_THE_START for name in _files(path.parent))
     return nothing and not (resume and same)
 
@@ -276,11 +278,15 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that can change a result."""
+def versions(method: str = "") -> dict[str, str]:
+    """Versions of Python and of the libraries that can change a result of ``method``.
+
+    Raises :class:`RunError` where the method needs one that is not installed."""
     out = {"python": platform.python_version()}
     for name in LIBRARIES:
         out[name] = metadata.version(name)
+    if method == "grpo":
+        out["trl"] = require_trl()
     return out
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from treeplay.judge.verdict import Verdict, verdict_from_json, verdict_to_json
 
-Source = Literal["root", "annotated", "diff", "sink", "late"]
+Source = Literal["root", "annotated", "diff", "sink", "trie", "late"]
 Completion = Literal["model", "graft"]
 
 

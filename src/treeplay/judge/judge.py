@@ -305,6 +305,15 @@ def _from_execution(task: Task, answer: str, result: Execution | str, sandbox: S
     return Verdict("inert", "executed", (), passed, reason)
 
 
+def located(task: Task, answer: str, verdict: Verdict, sandbox: Sandbox) -> Verdict:
+    """``verdict`` with the lines that an exploit is laid to found anew: they depend on the task's
+    golden answer, which may have become known, or be withheld, since."""
+    if verdict.label != "vulnerable" or verdict.evidence != "executed" or not verdict.findings:
+        return verdict
+    finding = _test_finding(task, answer, verdict.findings[0].message, sandbox)
+    return replace(verdict, findings=(finding,))
+
+
 def _test_finding(task: Task, answer: str, detail: str, sandbox: Sandbox) -> Finding:
     """Where the exploited answer went wrong: the line a static rule names, if any does."""
     first, last = program_lines_of_answer(task, answer)

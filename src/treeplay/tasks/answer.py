@@ -223,12 +223,11 @@ def _end_braces(task: Task, text: str) -> int | None:
     if task.statements is not None:
         return _nth_end(_brace_statements(task.prompt, text, task.language), task.statements, text)
     depth, target = 0, 0
-    if task.golden is not None and task.suffix:
+    if task.suffix and task.golden is not None:
         # The suffix closes what the golden answer leaves open.
-        target = sum(
-            (char in OPENERS) - (char in CLOSERS)
-            for _, char in _code_chars(task.prompt + task.golden, task.language)
-        )
+        target = _left_open(task.prompt + task.golden, task.language)
+    elif task.suffix:
+        target = -_left_open(task.suffix, task.language)
     offset = len(task.prompt)
     for place, char in _code_chars(task.prompt + text, task.language):
         at = place - offset
@@ -240,6 +239,11 @@ def _end_braces(task: Task, text: str) -> int | None:
                 end += 1
             return end + (text[end : end + 1] == "\n")
     return None
+
+
+def _left_open(text: str, language: str) -> int:
+    """How many brackets more ``text`` opens than it closes."""
+    return sum((char in OPENERS) - (char in CLOSERS) for _, char in _code_chars(text, language))
 
 
 def _code_chars(text: str, language: str) -> Iterator[tuple[int, str]]:
