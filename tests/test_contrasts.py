@@ -286,7 +286,8 @@ def test_the_paper_rejects_every_branch_unseen(method: str) -> None:
     golden = Grown(0, (TASK.golden or "")[QUERY:], "secure")
     found = draw_contrasts(method, POLICY, [TASK], [tree_of(*grown, golden)], LOCAL)
     assert pairs(list(found.contrasts)) == [
-        ((TASK.golden or "")[QUERY:], f"query = {i}\n    return 0\n") for i in range(6)
+        ((TASK.golden or "")[QUERY:], f"query = {i}\n    return 0\n")
+        for i in range(len(LABELS) + 1)
     ]
     assert {c.weight for c in found.contrasts} == {1.0}
     assert found.counts["branches_unjudged"] == 7

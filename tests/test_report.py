@@ -160,7 +160,8 @@ def test_report_json(tmp_path: Path) -> None:
     assert (run["model"], run["method"], run["rounds"], run["seed"]) == ("tiny", "tsp", 1, 7)
     assert [entry["round"] for entry in report["branches"]] == ["round-2", "round-10"]
     assert report["branches"][0]["labels"] == {
-        "secure": 1, "vulnerable": 3, "invalid": 0, "inert": 1, "unknown": 0, "unjudged": 1
+        "secure": 1, "vulnerable": 3, "invalid": 0, "inert": 1, "unknown": 0, "plain": 0,
+        "unjudged": 1,
     }  # fmt: skip
     assert report["branches"][0]["contrasts"] == {"contrasts": 3, "undecided": 1}
     assert len(report["training"]["round-10"]) == 5

@@ -48,12 +48,16 @@ def what_fits(
             return False
         return True
 
-    def given(task: Task) -> list[str | None]:
-        return [task.golden, task.vulnerable if config.method == "dpo" else None]
+    grpo = config.method == "grpo"  # which samples from the prompt
 
-    room = config.grow.max_tokens
+    def given(task: Task) -> list[str | None]:
+        return [None] if grpo else [task.golden, task.vulnerable if config.method == "dpo" else None]
+
+    room, setting = config.grow.max_tokens, "grow.max_tokens"
+    if grpo:
+        room, setting = config.grpo.max_tokens, "grpo.max_tokens"
     if config.golden.source == "reference":
-        kept = [t for t in tasks if fits(t, given(t), room, "grow.max_tokens")]
+        kept = [t for t in tasks if fits(t, given(t), room, setting)]
     else:
         room += config.golden.max_tokens
         kept = [t for t in tasks if fits(t, [None], room, "golden.max_tokens or grow.max_tokens")]

@@ -250,6 +250,12 @@ _COLUMNS = (
     ("pass1", "pass\n@1"),
     ("secure_pass1", "secure\npass@1"),
 )
+_COLUMNS_GENERAL = (
+    ("pass1", "pass\n@1"),
+    ("pass5", "pass\n@5"),
+    ("valid", "valid\n"),
+    ("unknown", "unkn.\n"),
+)
 _BESIDE = ("spr1_valid", "vulnerable", "valid", "pass1", "secure_pass1")
 
 
@@ -270,28 +276,32 @@ def print_table(report: Mapping[str, Any], console: Console) -> None:
             "percent, 95 % interval over tasks",
             highlight=False,
         )
-        console.print(_table(shown, wide))
+        columns = _COLUMNS_GENERAL if words.is_general(report, place) else _COLUMNS
+        console.print(_table(shown, columns, wide))
         for name in names:
             _print_differences(report, name, place, where, console)
     console.print()
 
 
-def _table(shown: Iterable[Mapping[str, Any]], wide: bool) -> Table:
+def _table(
+    shown: Iterable[Mapping[str, Any]], columns: tuple[tuple[str, str], ...], wide: bool
+) -> Table:
+    """The first of ``columns`` is shown with its interval."""
+    first = columns[0][0]
     table = Table(
         box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1 if wide else 0)
     )
     table.add_column("player\n", overflow="fold")
-    for metric, header in _COLUMNS:
-        centred = metric == "spr1_all"
-        table.add_column(header, justify="left" if centred else "right", no_wrap=True)
+    for metric, header in columns:
+        table.add_column(header, justify="left" if metric == first else "right", no_wrap=True)
     for row in shown:
-        ends = words.interval(row["spr1_all_low"], row["spr1_all_high"]).replace(
+        ends = words.interval(row[f"{first}_low"], row[f"{first}_high"]).replace(
             ", ", "\N{EN DASH}"
         )
         cells = [Text(str(row["player"]))]
-        for metric, _ in _COLUMNS:
+        for metric, _ in columns:
             cell = Text(words.percent(row[metric]))
-            if metric == "spr1_all":
+            if metric == first:
                 cell.stylize("bold")
                 cell.append((" " if wide else "\n") + ends, style="dim")
             cells.append(cell)
@@ -306,7 +316,8 @@ def _print_differences(
     where: str,
     console: Console,
 ) -> None:
-    main = words.find_pair(report, player, place, "spr1_all")
+    first = "pass1" if words.is_general(report, place) else "spr1_all"
+    main = words.find_pair(report, player, place, first)
     if main is None:
         return
     lead = Text(f"{player} minus {main['against']} on {where}: ")
@@ -314,6 +325,8 @@ def _print_differences(
     lead.append(words.difference(main), style=colour)
     console.print(lead, soft_wrap=False)
     for metric in _BESIDE:
+        if metric == first:
+            continue
         pair = words.find_pair(report, player, place, metric)
         if pair is not None:
             console.print(

@@ -93,7 +93,8 @@ def missing_for(task: Task) -> str | None:
 
 
 def execute(task: Task, answer: str, sandbox: Sandbox, limits: Limits | None = None) -> Execution:
-    """Run both test groups of ``task`` with ``answer`` in the hole.
+    """Run both test groups of ``task`` with ``answer`` in the hole; of a task of general ability
+    the functional one, the other is "unknown" then.
 
     ``limits`` replaces the language's own. Raises :class:`TaskError` for a task without tests and
     :class:`SandboxError` when nothing can be run here; a missing toolchain gives "unknown".
@@ -129,6 +130,10 @@ def execute_program(
         plan = replace(plan, limits=limits)
     if task.language == "python":
         plan = _python_plan(plan, tests)
+    if task.general:
+        valid, functional = _group(plan, program, tests.functional, sandbox, security=False)
+        return Execution(valid, functional, GroupResult("unknown", "there are no security tests"))
+    if task.language == "python":
         return _both(plan, program, tests, sandbox)
     return _one_by_one(plan, program, tests, sandbox)
 

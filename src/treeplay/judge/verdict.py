@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Label = Literal["secure", "vulnerable", "invalid", "inert", "unknown"]
+# plain: valid, and the task asks nothing about security (see ``functional``)
+Label = Literal["secure", "vulnerable", "invalid", "inert", "unknown", "plain"]
 # how an answer was looked at: run with tests, read by analysers, read by a language model
 Evidence = Literal["executed", "static", "model", "none"]
-LABELS: tuple[Label, ...] = ("secure", "vulnerable", "invalid", "inert", "unknown")
+LABELS: tuple[Label, ...] = ("secure", "vulnerable", "invalid", "inert", "unknown", "plain")
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ names file, line and key. Empty lines are allowed; everything else is a task.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
 from difflib import get_close_matches
@@ -135,15 +137,18 @@ def _no_constant(name: str) -> Any:
 
 
 def read_lines(path: Path) -> list[tuple[int, Any]]:
-    """Every non-empty line of a JSONL file as (1-based line number, parsed value).
+    """Every non-empty line of a JSONL file (``.gz``: compressed) as (1-based line number, parsed
+    value).
 
     Raises TaskError naming ``file:line`` for a line that is not UTF-8 or not strict JSON, and
     naming the file when it cannot be read.
     """
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        raise TaskError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+        raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise TaskError(f"{path}: cannot be read ({why}); check the path") from None
     values: list[tuple[int, Any]] = []
     for number, line in enumerate(raw.split(b"\n"), start=1):
         if not line.strip():

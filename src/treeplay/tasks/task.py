@@ -31,7 +31,8 @@ class Tests:
     :mod:`treeplay.judge.execute`. In the form "pytest" both are the text of one published pytest
     file, ``name`` is the name it must have, and ``sanitize`` asks for the address sanitizer; see
     :mod:`treeplay.judge.pytest_runner`. ``requires`` names third-party modules that a Python
-    program may import; they come from treeplay's own environment.
+    program may import; they come from treeplay's own environment. An empty ``security`` makes the
+    task one of general ability.
     """
 
     __test__: ClassVar[bool] = False  # pytest: no test case, whatever its name
@@ -78,6 +79,12 @@ class Task:
     source: str = ""
     license: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def general(self) -> bool:
+        """A task of general ability: its tests ask whether the program works, none whether it is
+        secure. Its verdicts are ``plain``, and no security rate counts it."""
+        return self.tests is not None and not self.tests.security.strip()
 
     def program(self, answer: str) -> str:
         """The whole program text with ``answer`` in the hole."""

@@ -1,6 +1,7 @@
 """Proving that tasks mean what they say, by running them.
 
-For every task: the golden answer passes both test groups; the vulnerable one passes the functional
+Of a task of general ability the reference passes the functional tests and doing nothing does not.
+For every other: the golden answer passes both test groups; the vulnerable one passes the functional
 group and is exploited in the security group; an answer that does nothing passes neither group and
 is not exploited either; cutting the golden and the vulnerable answer the way a model's answer is
 cut changes nothing; the ``exercise`` expression matches both. Over all tasks: ids differ, and no
@@ -79,6 +80,8 @@ def check_task(task: Task, sandbox: Sandbox) -> TaskCheck:
     missing = missing_for(task)
     if missing is not None:
         return TaskCheck(task, tuple(problems), missing)
+    if task.general:
+        return _check_general(task, problems, sandbox)
     seconds = 0.0
     if task.tests is None or task.golden is None or task.vulnerable is None:
         problems.append("tests, golden and vulnerable are all needed")
@@ -100,6 +103,24 @@ def check_task(task: Task, sandbox: Sandbox) -> TaskCheck:
                 text = answer.strip().splitlines()
                 shown = text[0] if text else "(empty)"
                 problems.append(f"do-nothing `{shown}`: {group} is {_say(result)}, must be fail")
+    return TaskCheck(task, tuple(problems), None, seconds)
+
+
+def _check_general(task: Task, problems: list[str], sandbox: Sandbox) -> TaskCheck:
+    """Of a task of general ability: the reference passes, doing nothing does not."""
+    if task.golden is None:
+        return TaskCheck(task, tuple(problems), "it has no reference")
+    result = execute(task, task.golden, sandbox).functional
+    seconds = result.seconds
+    if result.outcome != "pass":
+        problems.append(f"golden: functional is {_say(result)}, must be pass")
+    for answer in do_nothing(task):
+        result = execute(task, answer, sandbox).functional
+        seconds += result.seconds
+        if result.outcome != "fail":
+            problems.append(
+                f"do-nothing `{answer.strip()}`: functional is {_say(result)}, must be fail"
+            )
     return TaskCheck(task, tuple(problems), None, seconds)
 
 

@@ -16,7 +16,7 @@ from treeplay.metrics import Scored
 from treeplay.tasks.task import Task
 from treeplay.tree import Branch, Node, Tree
 
-ORDER = ("vulnerable", "secure", "inert", "invalid", "unknown", "unjudged")
+ORDER = ("vulnerable", "secure", "inert", "plain", "invalid", "unknown", "unjudged")
 _WIDTH = 240  # characters of a line that are shown
 
 

@@ -34,11 +34,14 @@ _TABLE = (
     "pass1",
     "secure_pass1",
 )
+_TABLE_GENERAL = ("pass1", "pass5", "valid", "unknown")
+_TILES_GENERAL = ("pass1", "valid")
 _TILES = ("spr1_all", "vulnerable", "pass1", "secure_pass1")
 _LABEL_WORDS = {
     "secure": "does the job, and the attack fails",
     "vulnerable": "the attack works, or a tool found the weakness",
     "inert": "valid, but never does the risky thing the task is about",
+    "plain": "valid, and its task asks nothing about security",
     "invalid": "does not parse or compile",
     "unknown": "the judge failed or could not decide",
 }
@@ -132,9 +135,10 @@ def _base(report: Mapping[str, Any], names: Sequence[str]) -> str | None:
 def _tiles(place: Mapping[str, Any], base: str | None, last: str) -> list[dict[str, Any]]:
     """The four large numbers at the top: the last player's bars, and where ``base`` began."""
     tiles = []
+    wanted = _TILES_GENERAL if place["general"] else _TILES
     for block in place["metrics"]:
         bars = {bar["player"]: bar for bar in block["bars"]}
-        if block["metric"] in _TILES and last in bars:
+        if block["metric"] in wanted and last in bars:
             first = bars[base]["value"] if base in bars and base != last else None
             tiles.append({"metric": block["metric"], "first": first, "last": bars[last]})
     return tiles
@@ -149,7 +153,8 @@ def _place(
 ) -> dict[str, Any]:
     """One suite and split: the table of metrics, and the breakdowns by CWE and language."""
     metrics = []
-    for metric in _TABLE:
+    general = words.is_general(report, place)
+    for metric in _TABLE_GENERAL if general else _TABLE:
         bars = []
         for index, name in enumerate(names):
             row = words.find_row(report, name, place)
@@ -178,6 +183,7 @@ def _place(
     return {
         "name": words.place_name(report, *place),
         "key": "-".join(place),
+        "general": general,
         "n_tasks": row["n_tasks"] if row else 0,
         "n_samples": row["n_samples"] if row else 0,
         "metrics": metrics,

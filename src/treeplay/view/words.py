@@ -115,10 +115,20 @@ def interval(low: float | None, high: float | None, signed: bool = False) -> str
 
 
 def places(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All (suite, split), unseen tasks before those of training, most telling first."""
+    """All (suite, split), unseen tasks before those of training, most telling first; those of
+    general ability behind the ones that ask about security."""
     found = {(row["suite"], row["split"]) for row in report["rows"]}
     order = {"eval-seen": 0, "eval": 1, "eval-unseen": 2, "train": 9}
-    return sorted(found, key=lambda place: (order.get(place[1], 3), place[0], place[1]))
+    ability = {place: is_general(report, place) for place in found}
+    return sorted(
+        found, key=lambda place: (ability[place], order.get(place[1], 3), place[0], place[1])
+    )
+
+
+def is_general(report: Mapping[str, Any], place: tuple[str, str]) -> bool:
+    """Whether the place asks nothing about security: only then has a row no SPR."""
+    here = [row for row in report["rows"] if (row["suite"], row["split"]) == place]
+    return all(row["spr1_all"] is None for row in here)
 
 
 def place_name(report: Mapping[str, Any], suite: str, split: str) -> str:
@@ -182,6 +192,11 @@ def difference(pair: Mapping[str, Any]) -> str:
     return text if clear(pair) else f"{text} (contains zero)"
 
 
+# What the headline compares: metric, what the samples do, better and worse.
+_SECURE = ("spr1_all", "are secure", "more secure", "less secure")
+_ABLE = ("pass1", "pass the tests", "more able", "less able")
+
+
 def headline(report: Mapping[str, Any]) -> dict[str, str]:
     """The run in a few honest sentences: kind (better, worse, open, alone), title, text, cost."""
     place = places(report)[0]
@@ -189,14 +204,15 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
     names = players(report)
     last = names[-1]
     row = find_row(report, last, place)
-    pair = find_pair(report, last, place, "spr1_all")
+    metric, does, more, less = _SECURE if not is_general(report, place) else _ABLE
+    pair = find_pair(report, last, place, metric)
     if pair is None or row is None:
         return _alone(report, last, place, where)
     base = pair["against"]
     before = find_row(report, base, place)
     shares = (
-        f"{percent(row['spr1_all'])} % of the samples of {last} are secure, "
-        f"{percent(before['spr1_all'] if before else None)} % of those of {base}"
+        f"{percent(row[metric])} % of the samples of {last} {does}, "
+        f"{percent(before[metric] if before else None)} % of those of {base}"
     )
     tasks = f"{row['n_tasks']} task{'s' if row['n_tasks'] != 1 else ''}"
     change = f"{points(pair['diff'])} points"
@@ -208,12 +224,12 @@ def headline(report: Mapping[str, Any]) -> dict[str, str]:
         text = f"{shares}: {change} ({ends}, over {tasks})."
         if kind == "open":
             text += (
-                f" The interval contains zero: this run does not show that {last} is more, "
-                f"or less, secure than {base} here."
+                f" The interval contains zero: this run does not show that {last} is {more}, "
+                f"or {less}, than {base} here."
             )
     title = {
-        "better": f"{last} is more secure than {base} on {where}",
-        "worse": f"{last} is less secure than {base} on {where}",
+        "better": f"{last} is {more} than {base} on {where}",
+        "worse": f"{last} is {less} than {base} on {where}",
         "open": f"No clear difference between {last} and {base} on {where}",
     }[kind]
     return {"kind": kind, "title": title, "text": text, "cost": _cost(report, last, place)}
@@ -226,11 +242,14 @@ def _alone(
     if row is None:
         text = f"{last} has no samples there, so there is nothing to compare."
         return {"kind": "alone", "title": f"Nothing to say of {where}", "text": text, "cost": ""}
-    ends = interval(row["spr1_all_low"], row["spr1_all_high"])
+    metric, does, _, _ = _SECURE if not is_general(report, place) else _ABLE
+    ends = interval(row[f"{metric}_low"], row[f"{metric}_high"])
+    also = (
+        f" and {percent(row['vulnerable'])} % vulnerable" if row["vulnerable"] is not None else ""
+    )
     text = (
-        f"{percent(row['spr1_all'])} % of its samples are secure {ends} and "
-        f"{percent(row['vulnerable'])} % vulnerable, over {row['n_tasks']} tasks. "
-        "No other player answered these tasks, so there is nothing to compare."
+        f"{percent(row[metric])} % of its samples {does} {ends}{also}, over {row['n_tasks']} "
+        "tasks. No other player answered these tasks, so there is nothing to compare."
     )
     return {"kind": "alone", "title": f"{last} on {where}", "text": text, "cost": ""}
 
@@ -240,6 +259,7 @@ def _cost(report: Mapping[str, Any], player: str, place: tuple[str, str]) -> str
     pairs = [
         pair
         for metric in ("vulnerable", "pass1", "valid", "inert", "unknown")
+        if metric != "pass1" or not is_general(report, place)
         if (pair := find_pair(report, player, place, metric)) is not None
     ]
     harm = [p for p in pairs if clear(p) * DIRECTION.get(p["metric"], 1) < 0]

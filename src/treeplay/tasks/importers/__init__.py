@@ -10,7 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from treeplay.errors import TaskError
-from treeplay.tasks.importers import cweval, safecoder, seccodeplt, securityeval, sven, tsp
+from treeplay.tasks.importers import (
+    cweval,
+    humaneval,
+    mbpp,
+    safecoder,
+    seccodeplt,
+    securityeval,
+    sven,
+    tsp,
+)
 from treeplay.tasks.importers.report import ImportReport, ImportResult, ReportLine
 
 __all__ = ["KINDS", "ImportReport", "ImportResult", "ReportLine", "import_tasks"]
@@ -22,6 +31,8 @@ _LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
     "seccodeplt": seccodeplt.load,
     "securityeval": securityeval.load,
     "cweval": cweval.load,
+    "humaneval": humaneval.load,
+    "mbpp": mbpp.load,
 }
 KINDS = tuple(_LOADERS)
 

@@ -69,7 +69,7 @@ def find_inputs(path: str | Path, patterns: tuple[str, ...], what: str) -> list[
 
 
 def read_records(path: Path) -> list[Located]:
-    """Every record of a .jsonl, .json (a list) or .parquet file.
+    """Every record of a .jsonl (also .jsonl.gz), .json (a list) or .parquet file.
 
     Raises TaskError naming file and line for a record that is no object or no JSON.
     """

@@ -1,0 +1,205 @@
+"""GRPO: learn from whole answers and the judge's verdicts on them, through TRL's trainer.
+
+    tasks -> groups of sampled answers -> verdicts -> rewards -> advantages in the group -> adapter
+
+Group Relative Policy Optimization (Shao et al. 2024, arXiv 2402.03300) is here for comparison: it
+needs no golden answers and no nodes, and its only signal is one number an answer. TRL computes
+advantages, loss and gradient (:mod:`treeplay.grpo_trl`); prompts, sampling, verdicts, the learning
+rate, the state on disk and the adapter are those of every other method. Each step samples from the
+player as it is at that step and learns from those samples once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any, Literal
+
+from treeplay.errors import RunError
+from treeplay.judge.verdict import Verdict
+from treeplay.policy.model import Policy, encode_path
+from treeplay.policy.sample import SampleConfig
+from treeplay.tasks.task import Task
+from treeplay.train import TrainConfig
+
+INSTALL = "pip install 'trl>=1.16,<2'"
+
+
+@dataclass(frozen=True)
+class GrpoRewards:
+    """What an answer is worth that is not secure; a secure one is worth 1. An unknown verdict (and
+    one on a task that asks nothing about security) is no reward at all: the answer is left out of
+    its group's mean and moves nothing. Where ``invalid`` or ``inert`` is above ``vulnerable``,
+    breaking the program pays more than writing it with the weakness."""
+
+    vulnerable: float = 0.0
+    inert: float = 0.0
+    invalid: float = 0.0
+
+
+@dataclass(frozen=True)
+class GrpoConfig(SampleConfig):
+    """``generations`` answers a task and step form a group; ``train.groups_per_step`` tasks make a
+    step. ``top_p`` stays 1 unless the loss may be biased: TRL's probabilities know of
+    ``temperature`` only. ``budget``: sampled tokens after which a round ends (0: ``train.epochs``
+    decides); the step in which it is reached is finished. ``beta`` weighs the KL divergence from
+    the player that the round began with. ``loss``: how TRL averages over tokens and answers.
+    """
+
+    top_p: float = 1.0
+    max_tokens: int = 128
+    generations: int = 8
+    budget: int = 0
+    beta: float = 0.0
+    loss: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = "dapo"
+    rewards: GrpoRewards = GrpoRewards()
+
+
+Judged = Callable[[Sequence[tuple[Task, str]]], list[Verdict]]
+# progress(done, of, row): steps, or sampled tokens where there is a budget
+Progress = Callable[[int, int, dict[str, float]], None]
+
+
+def require_trl() -> str:
+    """The version of TRL. Raises :class:`RunError` with the mend where it is not installed."""
+    if util.find_spec("trl") is None:
+        raise RunError(f"method grpo trains through TRL, which is not installed; run: {INSTALL}")
+    return metadata.version("trl")
+
+
+def reward_of(verdict: Verdict, rewards: GrpoRewards) -> float | None:
+    """The reward of an answer with ``verdict``; ``None`` where it says nothing."""
+    if verdict.label == "secure":
+        return 1.0
+    worth: float | None = asdict(rewards).get(verdict.label)
+    return worth
+
+
+@dataclass
+class Course:
+    """How far a round has come, and how far it goes. ``rows`` are the lines of ``train.jsonl``."""
+
+    config: GrpoConfig
+    train: TrainConfig
+    tasks: int
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def answers(self) -> int:
+        """Answers of one step."""
+        return self.train.groups_per_step * self.config.generations
+
+    @property
+    def steps(self) -> int:
+        """The most steps there can be: with a budget, if every answer were one token long."""
+        if self.config.budget:
+            return math.ceil(self.config.budget / self.answers)
+        return math.ceil(self.train.epochs * self.tasks / self.train.groups_per_step)
+
+    @property
+    def sampled(self) -> int:
+        """Tokens sampled so far."""
+        return sum(row["sampled"] for row in self.rows)
+
+    @property
+    def behind(self) -> float:
+        """The share of the round that is behind."""
+        if self.config.budget:
+            return self.sampled / self.config.budget
+        return len(self.rows) / self.steps
+
+    def over(self) -> bool:
+        return self.behind >= 1
+
+    def rate(self) -> float:
+        """The share of the learning rate at which the next step learns: as in every other method,
+        a linear warm-up and (``schedule`` linear) a linear way down to 0, over the round."""
+        one = 1 / self.steps
+        if self.config.budget:
+            one = self.answers * self.config.max_tokens / self.config.budget
+        warm = max(self.train.warmup, one)
+        if self.behind < warm:
+            return min(1.0, (self.behind + one) / warm)
+        if self.train.schedule == "constant":
+            return 1.0
+        return max(0.0, (1 - self.behind) / max(1 - warm, 1e-9))
+
+
+def order(tasks: int, seed: int) -> Iterator[int]:
+    """Numbers of tasks, each once an epoch, in an order that the seed gives; without an end."""
+    epoch = 0
+    while True:
+        numbers = list(range(tasks))
+        random.Random(f"{seed}/{epoch}").shuffle(numbers)
+        yield from numbers
+        epoch += 1
+
+
+def rows_at_once(longest: int, answers: int, max_tokens: int) -> int:
+    """How many of a step's ``answers`` are learnt from in one pass: as many as divide them evenly
+    and have no more than ``max_tokens`` tokens in all, each being up to ``longest`` long."""
+    fitting = [n for n in range(1, answers + 1) if answers % n == 0 and n * longest <= max_tokens]
+    return max(fitting, default=1)
+
+
+def train_grpo(
+    policy: Policy,
+    tasks: Sequence[Task],
+    config: GrpoConfig,
+    train: TrainConfig,
+    judged: Judged,
+    seed: int,
+    out: Path,
+    start_from: Path | None = None,
+    progress: Progress | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Path:
+    """Train an adapter (new, or the one in ``start_from``) and write it to ``out/adapter``.
+
+    ``policy`` must hold the base model without an adapter; it is as it was afterwards. ``judged``
+    gives a verdict for each (task, answer). Interrupted, it goes on behind the last step that
+    ``out/state`` holds, to the same result. Raises :class:`RunError` where TRL or tasks are
+    missing, the loss is not a number, or memory is too small; :class:`ModelError` for an adapter
+    that TRL cannot train.
+    """
+    require_trl()
+    from treeplay.grpo_trl import learn
+
+    if not tasks:
+        raise RunError("there are no tasks to learn from; name some in tasks.train")
+    final = out / "adapter"
+    if (final / "adapter_model.safetensors").is_file():
+        return final
+    out.mkdir(parents=True, exist_ok=True)
+    course = Course(config, train, len(tasks))
+    prompts = [encode_path(policy, task).ids for task in tasks]
+    learn(policy, tasks, prompts, course, judged, seed, out, start_from, progress)
+    if say and not any(row["groups"] for row in course.rows):
+        counts = {
+            label: sum(row[label] for row in course.rows)
+            for label in ("secure", "vulnerable", "inert", "invalid", "unknown")
+        }
+        found = ", ".join(f"{count} {label}" for label, count in counts.items() if count)
+        say(
+            "warning: nothing was learnt: in no group of answers did two have different rewards "
+            f"({found}); raise grpo.temperature or grpo.generations, or choose tasks that the "
+            "player gets right sometimes"
+        )
+    return final
+
+
+def finished_rows(log: Path, steps: int) -> list[dict[str, Any]]:
+    """The lines of ``train.jsonl`` for the steps that the state holds."""
+    lines = log.read_text(encoding="utf-8").splitlines()[:steps] if log.is_file() else []
+    rows = [json.loads(line) for line in lines]
+    if len(rows) < steps:
+        raise RunError(
+            f"{log} lacks lines of the {steps} steps taken so far; remove {log.parent} to train "
+            "this round again"
+        )
+    return rows
