@@ -51,7 +51,9 @@ def what_fits(
     grpo = config.method == "grpo"  # which samples from the prompt
 
     def given(task: Task) -> list[str | None]:
-        return [None] if grpo else [task.golden, task.vulnerable if config.method == "dpo" else None]
+        if grpo:
+            return [None]
+        return [task.golden, task.vulnerable if config.method == "dpo" else None]
 
     room, setting = config.grow.max_tokens, "grow.max_tokens"
     if grpo:
