@@ -223,7 +223,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, limit: int, error: BaseException) -
     tried: list[int] = []
     true_loss = group_loss
 
-    def loss_of(model: Any, contrasts: Sequence[Contrast], config: TrainConfig) -> Any:
+    def loss_of(model: Any, contrasts: Sequence[Contrast], config: TrainConfig, *rest: Any) -> Any:
         size = size_of(contrasts, True)
         tried.append(size)
         loss, figures = true_loss(model, contrasts, config)

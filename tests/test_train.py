@@ -317,7 +317,7 @@ def test_a_gradient_that_is_no_number_is_not_applied(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def loss_of(
-        model: Any, contrasts: Sequence[Contrast], config: TrainConfig
+        model: Any, contrasts: Sequence[Contrast], config: TrainConfig, *rest: Any
     ) -> tuple[torch.Tensor, dict[str, float]]:
         loss, figures = group_loss(model, contrasts, config)
         return loss + 0 * (loss - loss.detach()).sqrt(), figures  # 0 * an infinite slope

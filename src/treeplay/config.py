@@ -29,7 +29,19 @@ from treeplay.policy.model import ModelConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
 
-Method = Literal["tsp", "tsp-paper", "sft", "spin", "dpo", "grpo"]
+Method = Literal[
+    "tsp",
+    "tsp-paper",
+    "sft",
+    "spin",
+    "dpo",
+    "tdpo",
+    "ipo",
+    "simpo",
+    "hinge",
+    "safecoder",
+    "grpo",
+]
 
 
 @dataclass(frozen=True)
@@ -245,6 +257,11 @@ def _check_values(config: Config) -> None:
             f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "
             "its branches; set grow.adaptive=0"
         )
+    if "probe" in config.nodes.sources and config.method in ("tsp-paper", "spin"):
+        raise ConfigError(
+            f"nodes.sources has probe, but method {config.method} asks no judge of the opponent's "
+            "rollouts; take probe out of nodes.sources"
+        )
     at_least = {
         "rounds": 1,
         "golden.samples": 1,
@@ -253,6 +270,9 @@ def _check_values(config: Config) -> None:
         "golden.max_tokens": 1,
         "golden.rows_at_once": 1,
         "nodes.per_task": 1,
+        "nodes.probe.rollouts": 1,
+        "nodes.probe.states": 1,
+        "nodes.probe.spans": 1,
         "grow.branches": 1,
         "grow.depth": 1,
         "grow.max_tokens": 1,
@@ -297,6 +317,7 @@ def _check_values(config: Config) -> None:
         ("grow.top_p", config.grow.top_p),
         ("grpo.top_p", config.grpo.top_p),
         ("eval.top_p", config.eval.top_p),
+        ("nodes.probe.drop", config.nodes.probe.drop),
         ("judge.threshold", config.judge.threshold),
         ("judge.silence", config.judge.silence),
     ):

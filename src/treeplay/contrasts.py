@@ -8,39 +8,55 @@ that the judge found secure; learn from a branch that is invalid, inert or unkno
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from typing import Any, Literal
 
+from treeplay.errors import TaskError
 from treeplay.grow import line_offset
 from treeplay.policy.model import Policy, encode_path
 from treeplay.tasks.answer import statement_ends
 from treeplay.tasks.task import Task
+from treeplay.tokens_changed import changed_mask, changed_spans
 from treeplay.tree import Branch, Node, Tree
+from treeplay.trie import Path, mistake
 
 Extent = Literal["local", "full"]
 Weights = Literal["uniform", "rate"]
+Anchor = Literal["likelihood", "kl"]
+
+# Methods that learn from given text alone, and those of them that need a vulnerable answer in it.
+WITHOUT_BRANCHES = ("sft", "dpo", "safecoder")
+NEEDS_VULNERABLE = ("dpo", "safecoder")
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
     every contrast alike, or by its node's measured vulnerable rate. ``siblings``: also prefer
-    the opponent's own secure branches, not the golden path alone. ``anchor``: weight of the
-    likelihood of every task's golden answer beside the contrasts (0: none); it keeps the player
-    writing whole, working answers also where the opponent made no mistake to learn from."""
+    the opponent's own secure branches, not the golden path alone. ``anchor``: weight of what is
+    learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
+    writing whole, working answers also where the opponent made no mistake to learn from.
+    ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
+    prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`)."""
 
     extent: Extent = "local"
     weights: Weights = "uniform"
     siblings: bool = True
     anchor: float = 0.0
+    anchor_kind: Anchor = "likelihood"
 
 
 @dataclass(frozen=True)
 class Contrast:
     """One training example. ``chosen_opp`` and ``rejected_opp`` are the opponent's raw log-probs,
-    a token each, once they have been scored."""
+    a token each, once they have been scored.
+
+    ``kl``: an anchor; the player is to stay close to the opponent where it predicts ``chosen``.
+    The masks, a number of 0 or 1 a token, tell which tokens count in such an anchor and in the
+    loss ``safecoder``; without one, all do.
+    """
 
     task: str
     node: int
@@ -50,6 +66,9 @@ class Contrast:
     weight: float
     chosen_opp: tuple[float, ...] = ()
     rejected_opp: tuple[float, ...] = ()
+    kl: bool = False
+    chosen_mask: tuple[int, ...] = ()
+    rejected_mask: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,8 @@ def tsp(
 ) -> list[Contrast]:
     """Tree-like self-play: at each node, its secure continuations against its vulnerable ones."""
     out: list[Contrast] = []
-    if config.anchor and tree.golden_ids:
+    by_likelihood = config.anchor_kind == "likelihood"
+    if config.anchor and tree.golden_ids and by_likelihood:
         counts["anchors"] += 1
         out.append(Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, (), config.anchor))
     for node in tree.nodes:
@@ -126,6 +146,48 @@ def tsp(
                 Contrast(task.id, node.id, prefix, ids, next(again), weight)
                 for ids in chosen[len(rejected) :]
             ]
+    if config.anchor and tree.golden_ids and not by_likelihood:
+        counts["anchors"] += 1
+        out.insert(0, kl_anchor(task.id, tree.prompt_ids + tree.golden_ids, config.anchor, out))
+    return out
+
+
+def kl_anchor(
+    name: str, ids: tuple[int, ...], weight: float, beside: Sequence[Contrast] = ()
+) -> Contrast:
+    """Keep the player close to the opponent all along ``ids``, but for the states in which a
+    contrast ``beside`` it asks for a change: those that its continuations share with ``ids``."""
+    free = [1] * len(ids)
+    for contrast in beside:
+        start = len(contrast.prefix)
+        if ids[:start] != contrast.prefix:
+            continue
+        for side in (contrast.chosen, contrast.rejected):
+            for at, token in enumerate(side[: len(ids) - start], start):
+                free[at] = 0  # of the state that this token is predicted from
+                if ids[at] != token:
+                    break
+    return Contrast(name, -1, ids[:1], ids[1:], (), weight, kl=True, chosen_mask=tuple(free[1:]))
+
+
+def anchors_of_text(
+    policy: Policy, texts: Mapping[str, str], weight: float, kind: Anchor
+) -> list[Contrast]:
+    """Anchors on ordinary text (code that has nothing to do with security), one a name.
+
+    Its likelihood, or the KL from the opponent, over every token but the first. What is longer than
+    the model's context is cut there; a text of fewer than two tokens gives none.
+    """
+    out = []
+    for name, text in texts.items():
+        coded = policy.tokenizer(text, add_special_tokens=policy.style == "complete")
+        ids = tuple(coded["input_ids"])[: policy.max_length]
+        if len(ids) < 2:
+            continue
+        if kind == "kl":
+            out.append(kl_anchor(f"ordinary/{name}", ids, weight))
+        else:
+            out.append(Contrast(f"ordinary/{name}", -1, ids[:1], ids[1:], (), weight))
     return out
 
 
@@ -156,23 +218,68 @@ def sft(
 def dpo(
     policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
 ) -> list[Contrast]:
-    """The golden answer against the given vulnerable one, whole."""
-    if task.vulnerable is None or not tree.golden_ids:
+    """The golden answer against the vulnerable one, whole."""
+    wrong = _vulnerable(policy, task, tree)
+    if wrong is None or not tree.golden_ids:
         counts["without_vulnerable_reference"] += 1
         return []
+    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, wrong.ids, 1.0)]
+
+
+def _vulnerable(policy: Policy, task: Task, tree: Tree) -> Path | None:
+    """The vulnerable answer behind the prompt: the given one, or, where the golden path is the
+    opponent's own, a sample of it."""
+    if task.vulnerable is None:
+        return mistake(tree)
     path = encode_path(policy, task, task.vulnerable)
-    rejected = path.ids[path.n_prompt :]
-    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, rejected, 1.0)]
+    return Path(path.ids[path.n_prompt :], path.starts[path.n_prompt :], task.vulnerable)
 
 
-# SPIN is tsp_paper on a tree with the root for its only node and one branch.
+def safecoder(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
+) -> list[Contrast]:
+    """The two given answers, with masks of the tokens in which they differ."""
+    out = []
+    for contrast in dpo(policy, task, tree, config, counts):
+        wrong = _vulnerable(policy, task, tree)
+        if wrong is None:
+            continue
+        golden, vulnerable = tree.golden, wrong.text
+        new = changed_mask(tree.golden_starts, len(golden), changed_spans(golden, vulnerable))
+        old = changed_mask(wrong.starts, len(vulnerable), changed_spans(vulnerable, golden))
+        if not any(new) and not any(old):
+            counts["without_changed_tokens"] += 1
+            continue
+        masks = tuple(int(x) for x in new), tuple(int(x) for x in old)
+        out.append(replace(contrast, chosen_mask=masks[0], rejected_mask=masks[1]))
+    return out
+
+
+# SPIN is tsp_paper on a tree with the root for its only node and one branch. Methods that differ
+# from tsp in their loss alone learn from its contrasts.
 METHODS: dict[str, Draw] = {
     "tsp": tsp,
     "tsp-paper": tsp_paper,
     "sft": sft,
     "spin": tsp_paper,
     "dpo": dpo,
+    "tdpo": tsp,
+    "ipo": tsp,
+    "simpo": tsp,
+    "hinge": tsp,
+    "safecoder": safecoder,
 }
+
+
+def check_references(method: str, tasks: Sequence[Task], data: str) -> None:
+    """Raises :class:`TaskError` where ``method`` learns from vulnerable answers and no task of
+    ``data`` has one."""
+    if method in NEEDS_VULNERABLE and tasks and all(task.vulnerable is None for task in tasks):
+        raise TaskError(
+            f"method {method} learns from pairs of a secure and a vulnerable answer, but none of "
+            f"the {len(tasks)} training tasks of {data} has a vulnerable one; give tasks with "
+            "pairs (tasks.train), or choose a method that makes its own mistakes, such as tsp"
+        )
 
 
 def _golden(task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ...]:
@@ -215,9 +322,15 @@ def _up_to(ids: tuple[int, ...], starts: tuple[int, ...], end: int) -> tuple[int
 
 
 def contrast_to_json(contrast: Contrast) -> dict[str, Any]:
-    return asdict(contrast)
+    """Without what is not said: most contrasts are no anchors and have no masks."""
+    data = asdict(contrast)
+    return {key: data[key] for key in data if key not in _RARE or data[key]}
 
 
 def contrast_from_json(data: dict[str, Any]) -> Contrast:
-    lists = ("prefix", "chosen", "rejected", "chosen_opp", "rejected_opp")
-    return Contrast(**{**data, **{name: tuple(data[name]) for name in lists}})
+    """Read what :func:`contrast_to_json` wrote, now or before there were anchors and masks."""
+    given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    return Contrast(**given)
+
+
+_RARE = ("kl", "chosen_mask", "rejected_mask")

@@ -40,6 +40,17 @@ class Group:
         """Tokens counted flat: the prefix twice and both continuations of every contrast."""
         return sum(_flat(contrast) for contrast in self.contrasts)
 
+    @property
+    def learnt(self) -> int:
+        """Tokens of the sequences that a gradient comes from, counted flat: what methods are
+        compared at (``train.budget``). A side that a contrast does not have costs nothing."""
+        return sum(
+            len(contrast.prefix) + len(side)
+            for contrast in self.contrasts
+            for side in (contrast.chosen, contrast.rejected)
+            if side
+        )
+
 
 @dataclass
 class Budget:

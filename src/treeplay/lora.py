@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,34 @@ class Weights:
         for master, used in zip(self.masters.values(), self.used, strict=True):
             if master is not used:
                 used.data.copy_(master.data)
+
+    def opponent(self, model: Any, *, base: bool) -> Callable[[], AbstractContextManager[None]]:
+        """What makes ``model`` its own opponent for a while: the adapter as it is now, or none
+        (``base``). Dropout is off meanwhile."""
+        kept = [] if base else [used.detach().clone() for used in self.used]
+
+        @contextmanager
+        def swapped() -> Iterator[None]:
+            now = [used.data for used in self.used]
+            for used, then in zip(self.used, kept, strict=True):
+                used.data = then
+            try:
+                yield
+            finally:
+                for used, data in zip(self.used, now, strict=True):
+                    used.data = data
+
+        @contextmanager
+        def opponent() -> Iterator[None]:
+            training = model.training
+            model.eval()
+            try:
+                with model.disable_adapter() if base else swapped():
+                    yield
+            finally:
+                model.train(training)
+
+        return opponent
 
     def keep(self) -> None:
         """Add the gradients that a backward pass left to those of the step, in float32."""

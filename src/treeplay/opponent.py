@@ -122,7 +122,7 @@ def score_opponent(
         asked.append(one)
         if id(one) in found:
             continue
-        if one.chosen or one.rejected:
+        if (one.chosen or one.rejected) and not one.kl:  # a KL is counted while training
             rest.append(one)
         else:
             found[id(one)] = ((), ())
@@ -143,7 +143,7 @@ def _first(contrasts: Sequence[Contrast]) -> list[Contrast]:
     """The contrasts of the first tree that has log-probs from sampling."""
     for group in make_groups(contrasts):
         if any(c.chosen_opp or c.rejected_opp for c in group.contrasts):
-            return list(group.contrasts)
+            return [contrast for contrast in group.contrasts if not contrast.kl]
     return []
 
 

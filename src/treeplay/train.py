@@ -17,23 +17,23 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from torch.nn.utils.rnn import pad_sequence
 
 from treeplay.contrasts import Contrast
 from treeplay.errors import RunError
 from treeplay.groups import Budget, Group, check_contrasts, each_bin, make_groups
 from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
-from treeplay.losses import margin, nll_loss, preference_loss
+from treeplay.objective import Loss, Pairs, contrast_losses, needs_kl
 from treeplay.policy.attention import packed_or_plain
 from treeplay.policy.model import Policy
 from treeplay.policy.sample import seed_of
-from treeplay.policy.score import Span, packed_logps, plain_logps
+from treeplay.policy.score import Opponent, Span, packed_scores, plain_scores
 from treeplay.train_state import load_state, save_adapter, save_state, write_log
 
 
@@ -41,24 +41,41 @@ from treeplay.train_state import load_state, save_adapter, save_state, write_log
 class TrainConfig:
     """``beta`` scales the margin; ``alpha`` the likelihood of the chosen tokens.
 
+    ``loss``: what a pair's loss is (:mod:`treeplay.losses`); ``gamma`` is the target margin of
+    ``simpo``, ``kl`` the weight of the KL terms in ``tdpo``. ``kl_from``: the distributions that KL
+    is counted from, in ``tdpo`` and in anchors: the opponent's (the player as the round began) or
+    the base model's.
+
     ``clip``: the margin (nats) above which a contrast is left alone (0: never), so that the
-    opponent's mistakes are not pushed down once they are unlikely. ``max_tokens``: unique tokens
-    of one forward pass, which bounds the memory and changes nothing else: small trees share a
-    pass, larger ones are split. ``packed`` false computes every sequence apart: slow, the same
-    numbers. ``checkpointing`` computes activations twice instead of keeping them. ``reference``:
-    the opponent's log-probs are scored in a pass of their own, or those it had while it sampled
-    are used again where there are any (float32 only).
+    opponent's mistakes are not pushed down once they are unlikely. ``bound``: a mistake is pushed
+    down no further once it is so many nats less likely than it was for the opponent (0: always),
+    while its contrast still makes the chosen continuation likelier.
+
+    ``epochs``: how often every contrast is met. ``budget``: instead, go on epoch after epoch until
+    so many tokens have had a gradient (:attr:`treeplay.groups.Group.learnt`, 0: epochs decide).
+
+    ``max_tokens``: unique tokens of one forward pass, which bounds the memory and changes nothing
+    else: small trees share a pass, larger ones are split. ``packed`` false computes every sequence
+    apart: slow, the same numbers. ``checkpointing`` computes activations twice instead of keeping
+    them. ``reference``: the opponent's log-probs are scored in a pass of their own, or those it had
+    while it sampled are used again where there are any (float32 only).
     """
 
     epochs: int = 2
+    budget: int = 0
     learning_rate: float = 1e-4
     warmup: float = 0.1
     schedule: Literal["linear", "constant"] = "linear"
     groups_per_step: int = 4
     max_grad_norm: float = 1.0
+    loss: Loss = "sigmoid"
     beta: float = 0.1
     alpha: float = 0.2
+    gamma: float = 1.0
+    kl: float = 0.5
+    kl_from: Literal["opponent", "base"] = "opponent"
     clip: float = 0.0
+    bound: float = 0.0
     max_tokens: int = 1024
     packed: bool = True
     checkpointing: bool = False
@@ -82,58 +99,66 @@ def contrast_logps(
     model: Any, contrasts: Sequence[Contrast], packed: bool
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(chosen, rejected) token log-probs of each contrast; an empty tensor for no rejected."""
+    return contrast_scores(model, contrasts, packed, None)[0]
+
+
+def contrast_scores(
+    model: Any, contrasts: Sequence[Contrast], packed: bool, opponent: Opponent | None
+) -> tuple[Pairs, Pairs]:
+    """(chosen, rejected) token log-probs of each contrast, and the KL from the opponent at the
+    states that the tokens are predicted from; no KL without an opponent."""
     sequences: list[tuple[int, ...]] = []
     spans: list[Span] = []
     for contrast in contrasts:
         for tail in (contrast.chosen, contrast.rejected):
             sequences.append(contrast.prefix + tail)
             spans.append((len(contrast.prefix), len(contrast.prefix) + len(tail)))
-    flat = (packed_logps if packed else plain_logps)(model, sequences, spans)
-    return list(zip(flat[::2], flat[1::2], strict=True))
+    logps, kls = (packed_scores if packed else plain_scores)(model, sequences, spans, opponent)
+    return (
+        list(zip(logps[::2], logps[1::2], strict=True)),
+        list(zip(kls[::2], kls[1::2], strict=True)),
+    )
 
 
 def group_loss(
-    model: Any, contrasts: Sequence[Contrast], config: TrainConfig
+    model: Any,
+    contrasts: Sequence[Contrast],
+    config: TrainConfig,
+    opponent: Opponent | None = None,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """Weighted *sum* of the losses of ``contrasts`` (one packed forward pass), and figures.
 
-    Per contrast: ``weight * (preference + alpha * NLL(chosen)/len)``; a contrast without a
-    rejected continuation has the NLL alone. The preference is the design's node loss, see
-    :mod:`treeplay.losses`. Raises ``FloatingPointError`` naming the tasks whose loss is not a
-    number.
+    Per contrast ``weight * loss``, see :func:`treeplay.objective.contrast_losses`. ``opponent``
+    makes the model its own opponent; only contrasts that ask for a KL need it (``ValueError``
+    without). Raises ``FloatingPointError`` naming the tasks whose loss is not a number.
     """
-    logps = contrast_logps(model, contrasts, config.packed)
-    chosen_N = pad_sequence([chosen for chosen, _ in logps], batch_first=True).sum(1)
-    rejected_N = pad_sequence([rejected for _, rejected in logps], batch_first=True).sum(1)
-
-    def constant(values: Sequence[float]) -> torch.Tensor:
-        return torch.tensor(values, device=chosen_N.device, dtype=torch.float32)
-
-    weight_N = constant([c.weight for c in contrasts])
-    pair_N = constant([bool(c.rejected) for c in contrasts])
-    nll_N = nll_loss(chosen_N, constant([max(1, len(c.chosen)) for c in contrasts]))
-    gap_N = margin(
-        chosen_N,
-        rejected_N,
-        constant([math.fsum(c.chosen_opp) for c in contrasts]),
-        constant([math.fsum(c.rejected_opp) for c in contrasts]),
+    asked = any(needs_kl(contrast, config) for contrast in contrasts)
+    if asked and opponent is None:
+        raise ValueError("these contrasts need the opponent's distributions")
+    logps, kls = contrast_scores(model, contrasts, config.packed, opponent if asked else None)
+    found = contrast_losses(contrasts, logps, kls, config)
+    weight_N = torch.tensor(
+        [c.weight for c in contrasts], device=found.loss.device, dtype=torch.float32
     )
-    pushed_N = gap_N.clamp(max=config.clip) if config.clip else gap_N
-    pair_loss_N = preference_loss(pushed_N, config.beta) + config.alpha * nll_N
-    loss_N = torch.where(pair_N > 0, pair_loss_N, nll_N)
     # One transfer from the device for everything that is looked at.
-    table = torch.stack([loss_N, gap_N, nll_N]).detach().tolist()
+    table = torch.stack([found.loss, found.gap, found.nll, found.gain, found.kl]).detach().tolist()
     bad = {c.task: None for c, loss in zip(contrasts, table[0], strict=True) if loss - loss != 0}
     if bad:
         raise FloatingPointError(", ".join(repr(task) for task in bad))
     gaps = [gap for c, gap in zip(contrasts, table[1], strict=True) if c.rejected]
+    gains = [gain for c, gain in zip(contrasts, table[3], strict=True) if c.chosen_opp or c.kl]
+    near = [kl for c, kl in zip(contrasts, table[4], strict=True) if needs_kl(c, config)]
     figures = {
         "margin": math.fsum(gaps),
         "pairs": float(len(gaps)),
         "won": float(sum(gap > 0 for gap in gaps)),
         "chosen_nll": math.fsum(table[2]),
+        "gain": math.fsum(gains),
+        "compared": float(len(gains)),
+        "kl": math.fsum(near),
+        "near": float(len(near)),
     }
-    return (weight_N * loss_N).sum(), figures
+    return (weight_N * found.loss).sum(), figures
 
 
 def train(
@@ -168,7 +193,7 @@ def train(
     model = with_adapter(policy.model, config.lora, start_from)
     try:
         with checkpointing(policy.model, config.checkpointing):
-            _loop(model, contrasts, config, seed, out, progress)
+            _loop(model, contrasts, config, seed, out, progress, fresh=start_from is None)
         save_adapter(model, policy.tokenizer, final)
     except SafetensorError as error:  # its writer turns a full disk into an error of its own
         raise RunError(
@@ -187,9 +212,14 @@ def _loop(
     seed: int,
     out: Path,
     progress: Callable[[int, int, dict[str, float]], None] | None,
+    *,
+    fresh: bool,
 ) -> None:
     accelerator = Accelerator(cpu=next(iter(model.parameters())).device.type == "cpu")
     weights = Weights(model, config.lora)
+    opponent = None
+    if any(needs_kl(contrast, config) for contrast in contrasts):
+        opponent = weights.opponent(model, base=fresh or config.kl_from == "base")
     trained = weights.masters
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.0)
     steps = _plan(make_groups(contrasts, config.packed), config, seed)
@@ -198,18 +228,25 @@ def _loop(
     weights.spread()
     log = out / "train.jsonl"
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
+    worst = -math.log(model.get_input_embeddings().weight.shape[0])
     model.train()
     for step in range(done, len(steps)):
         torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * _rate(step, len(steps), config)
         try:
-            row = step_gradient(model, weights, steps[step], config, budget, accelerator)
+            row = step_gradient(model, weights, steps[step], config, budget, accelerator, opponent)
         except FloatingPointError as error:
             raise RunError(
                 f"{error} not a number at step {step + 1}; lower train.learning_rate, "
                 "or use model.dtype=float32"
             ) from error
+        if row.get("chosen_gain", 0.0) < worst:
+            raise RunError(
+                f"the loss exploded at step {step + 1}: the player gives a chosen token "
+                f"{-row['chosen_gain']:.0f} nats less than the opponent, which is worse than "
+                "guessing; lower train.learning_rate or train.max_grad_norm, or raise train.alpha"
+            )
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm))
         if not math.isfinite(norm):
             raise RunError(
@@ -237,6 +274,7 @@ def step_gradient(
     config: TrainConfig,
     budget: Budget,
     accelerator: Any,
+    opponent: Opponent | None = None,
 ) -> dict[str, Any]:
     """Leave the gradient of one step over ``groups`` in ``weights.masters``; returns its figures.
 
@@ -247,11 +285,11 @@ def step_gradient(
 
     def work(group: Group) -> tuple[float, dict[str, float]]:
         try:
-            loss, figures = group_loss(model, group.contrasts, config)
+            loss, figures = group_loss(model, group.contrasts, config, opponent)
             if loss.requires_grad:  # not where every continuation is empty
                 accelerator.backward(loss / whole)
         except FloatingPointError as error:
-            raise FloatingPointError(_blamed(model, group, config, str(error))) from error
+            raise FloatingPointError(_blamed(model, group, config, opponent, str(error))) from error
         except BaseException:
             weights.drop()
             raise
@@ -266,39 +304,52 @@ def step_gradient(
         for key, value in figures.items():
             totals[key] = totals.get(key, 0.0) + value
     weights.ready()
-    count = sum(len(group.contrasts) for group in groups)
+    contrasts = sum(len(group.contrasts) for group in groups)
     row: dict[str, Any] = {"loss": round(loss_sum, 6)}
     if pairs := totals["pairs"]:  # a step of golden answers alone has no margin
         row["margin"] = round(totals["margin"] / pairs, 4)
         row["won"] = round(totals["won"] / pairs, 4)
+    if near := totals["near"]:
+        row["kl"] = round(totals["kl"] / near, 6)
+    if compared := totals["compared"]:
+        row["chosen_gain"] = round(totals["gain"] / compared, 4)
     return row | {
-        "chosen_nll": round(totals["chosen_nll"] / count, 4),
-        "contrasts": count,
+        "chosen_nll": round(totals["chosen_nll"] / contrasts, 4),
+        "contrasts": contrasts,
         "tokens": sum(group.tokens for group in groups),
+        "learnt": sum(group.learnt for group in groups),
     }
 
 
-def _blamed(model: Any, group: Group, config: TrainConfig, suspects: str) -> str:
+def _blamed(
+    model: Any, group: Group, config: TrainConfig, opponent: Opponent | None, suspects: str
+) -> str:
     """Which tasks' loss is not a number. Attention carries one tree's to the others of a bin, so
     they are computed again one by one."""
     guilty = []
     for one in make_groups(group.contrasts, config.packed):
         try:
             with torch.no_grad():
-                group_loss(model, one.contrasts, config)
+                group_loss(model, one.contrasts, config, opponent)
         except FloatingPointError as error:
             guilty.append(str(error))
     return f"the loss of task {', '.join(guilty) or suspects} is"
 
 
 def _plan(groups: list[Group], config: TrainConfig, seed: int) -> list[list[Group]]:
-    """The trees of every step of every epoch; a new order each epoch, from the seed."""
-    steps = []
-    for epoch in range(config.epochs):
+    """The trees of every step of every epoch; a new order each epoch, from the seed. With a budget,
+    up to the step that uses it up."""
+    steps: list[list[Group]] = []
+    used = 0
+    for epoch in count() if config.budget else range(config.epochs):
         order = list(groups)
         random.Random(f"{seed}/{epoch}").shuffle(order)
         size = config.groups_per_step
-        steps += [order[i : i + size] for i in range(0, len(order), size)]
+        for i in range(0, len(order), size):
+            steps.append(order[i : i + size])
+            used += sum(max(1, group.learnt) for group in steps[-1])
+            if config.budget and used >= config.budget:
+                return steps
     return steps
 
 
