@@ -64,6 +64,35 @@ def path_of(branch: Branch) -> Path:
     return Path(branch.ids[:count], branch.starts[:count], branch.answer)
 
 
+def mistake(tree: Tree) -> Path | None:
+    """Of the vulnerable samples in a tree made by :func:`trie`, the whole answer that keeps longest
+    to its golden path; None where there is none."""
+    best, found = -1, None
+    for branch in tree.branches:
+        if tree.nodes[branch.node].source == "trie" and vulnerable(branch):
+            left, whole = _whole(tree, branch)
+            if left > best:
+                best, found = left, whole
+    return path_of(found) if found else None
+
+
+def _whole(tree: Tree, branch: Branch) -> tuple[int, Branch]:
+    """Where a branch's path leaves the golden one, and the branch from the prompt's end on."""
+    node = tree.nodes[branch.node]
+    at = node.position - len(tree.prompt_ids)
+    if node.branch is None:
+        left, ids, starts, text = at, tree.golden_ids, tree.golden_starts, tree.golden
+    else:
+        left, above = _whole(tree, tree.branches[node.branch])
+        ids, starts, text = above.ids, above.starts, above.text
+    return left, replace(
+        branch,
+        ids=ids[:at] + branch.ids,
+        starts=starts[:at] + branch.starts,
+        text=text[: node.offset] + branch.text,
+    )
+
+
 def trie(samples: Tree, golden: Path) -> Tree:
     """The tree of ``samples`` (a tree whose only node is the root) with ``golden`` as its path.
 

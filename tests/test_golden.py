@@ -1,0 +1,502 @@
+"""Golden paths of the opponent's own: the trie of samples, repairs, and whole runs with them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path as File
+from typing import Any
+
+import pytest
+import yaml
+from writer import make_writer, tasks
+
+from treeplay.config import load_config
+from treeplay.errors import ConfigError, RunError, SandboxError
+from treeplay.golden import mended_path, request, rooted
+from treeplay.judge.judge import Judge
+from treeplay.judge.verdict import Finding, Label, Verdict
+from treeplay.play import Game
+from treeplay.policy.model import Policy, decode, encode_path
+from treeplay.progress import Reporter
+from treeplay.run import open_run, read_json, read_jsonl
+from treeplay.sandbox import Sandbox, check_sandbox
+from treeplay.tasks.answer import cut_answer
+from treeplay.tasks.jsonl import write_tasks
+from treeplay.tasks.task import Task, make_task
+from treeplay.tree import Branch, Node, Tree, tree_from_json
+from treeplay.trie import Path, accepted, mistake, nearest, path_of, shared, trie, vulnerable
+
+PROMPT = (7, 8)
+
+
+def branch(number: int, ids: Sequence[int], label: Label, **changes: Any) -> Branch:
+    """A sample whose token ``t`` is the letter ``chr(97 + t)``."""
+    text = "".join(chr(97 + token) for token in ids)
+    finding = (Finding("CWE-89", 1, 1, "r", "t", "m"),) if label == "vulnerable" else ()
+    one = Branch(
+        number,
+        0,
+        tuple(ids),
+        tuple(-0.5 - token / 8 for token in ids),
+        tuple(range(len(ids))),
+        text,
+        text,
+        "model",
+        "eos",
+        Verdict(label, findings=finding),
+    )
+    return replace(one, **changes)
+
+
+def sampled(*branches: Branch) -> Tree:
+    return Tree("t", PROMPT, (), (), "", (Node(0, None, 2, 0, "root", None),), branches)
+
+
+def test_where_samples_part_is_a_node() -> None:
+    """By hand: two mistakes at one place, a late one on a secure sibling, and what is left out."""
+    samples = sampled(
+        branch(0, [1, 2, 3, 4], "secure"),
+        branch(1, [1, 2, 5, 6], "vulnerable"),
+        branch(2, [1, 2, 6], "invalid"),
+        branch(3, [1, 9, 9], "secure"),  # nothing vulnerable parts there
+        branch(4, [1, 2, 7, 1, 1], "secure"),
+        branch(5, [1, 2, 7, 1, 2], "vulnerable"),
+        branch(6, [1, 2, 7, 3], "inert"),
+        branch(7, [1, 2, 3, 4], "secure"),  # the golden path again
+    )
+    tree = trie(samples, path_of(samples.branches[0]))
+    assert tree.golden == "bcde"
+    assert tree.prefix(tree.nodes[0]) == (7, 8, 1, 2)
+    first, late = tree.nodes
+    assert (first.branch, first.position, first.offset) == (None, 4, 2)
+    assert (first.source, first.cwe) == ("trie", "CWE-89")
+    at_first = {b.ids: b for b in tree.branches if b.node == first.id}
+    assert at_first.keys() == {(5, 6), (6,), (7, 1, 1), (7, 3)}
+    assert at_first[(5, 6)].text == "fg"
+    assert at_first[(5, 6)].answer == "bcfg"
+    assert at_first[(5, 6)].logps == (-0.5 - 5 / 8, -0.5 - 6 / 8)
+    # Of the last two: the vulnerable one parts from its secure sibling, later.
+    assert late.branch == at_first[(7, 1, 1)].id
+    assert tree.prefix(late) == (7, 8, 1, 2, 7, 1)
+    at_late = {b.ids: b.verdict.label for b in tree.branches if b.node == late.id and b.verdict}
+    assert at_late == {(1,): "secure", (2,): "vulnerable"}
+
+
+def test_the_trie_spells_its_samples() -> None:
+    """Whatever was sampled: paths of branches are samples, to the token and to the log-prob; every
+    vulnerable sample is there once, and parts from the accepted one that it keeps to longest."""
+    labels: tuple[Label, ...] = ("secure", "vulnerable", "vulnerable", "invalid", "inert")
+    seen = deep = 0
+    for seed in range(300):
+        draw = random.Random(seed)
+        count = draw.randint(2, 14)
+        every = sampled(
+            *(
+                branch(
+                    i,
+                    [draw.randint(1, 3) for _ in range(draw.randint(1, 7))],
+                    draw.choice(labels),
+                )
+                for i in range(count)
+            )
+        )
+        # The same tokens are one answer, and have one verdict.
+        known: dict[tuple[int, ...], Verdict | None] = {}
+        samples = replace(
+            every,
+            branches=tuple(
+                replace(b, verdict=known.setdefault(b.ids, b.verdict)) for b in every.branches
+            ),
+        )
+        good = [b for b in samples.branches if accepted(b)]
+        bad = [b for b in samples.branches if vulnerable(b)]
+        if not good:
+            continue
+        golden = path_of(nearest(good, bad))
+        tree = trie(samples, golden)
+        by_ids = {b.ids: b for b in samples.branches}
+        assert [node.id for node in tree.nodes] == list(range(len(tree.nodes)))
+        assert [b.id for b in tree.branches] == list(range(len(tree.branches)))
+        for one in tree.branches:
+            node = tree.nodes[one.node]
+            source = by_ids[tree.path(one.id)[len(PROMPT) :]]
+            at = node.position - len(PROMPT)
+            assert one.ids == source.ids[at:]
+            assert one.logps == source.logps[at:]
+            assert one.starts == source.starts[at:]
+            assert source.text[: source.starts[at]] + one.text == source.text
+            assert node.offset == source.starts[at]
+            assert (one.answer, one.verdict) == (source.answer, source.verdict)
+            # It leaves the path of its node there, unless it is that path's own rest.
+            trunk = tree.path(node.branch)
+            assert tree.prefix(node) == trunk[: node.position]
+            own = node.branch is not None and tree.path(one.id) == trunk
+            assert own or one.ids[0] != trunk[node.position]
+        paths = [tree.path(b.id)[len(PROMPT) :] for b in tree.branches if vulnerable(b)]
+        for one in bad:
+            inside = golden.ids[: len(one.ids)] == one.ids or one.ids[: len(golden.ids)] == (
+                golden.ids
+            )
+            best = max(shared(one.ids, other.ids) for other in good)
+            ends = best in (len(one.ids), *(len(g.ids) for g in good))
+            if not inside and not ends:
+                assert paths.count(one.ids) == sum(b.ids == one.ids for b in bad)
+                (there,) = {
+                    tree.nodes[b.node].position - len(PROMPT)
+                    for b in tree.branches
+                    if tree.path(b.id)[len(PROMPT) :] == one.ids
+                }
+                assert there == best
+                seen += 1
+        wrong = mistake(tree)
+        assert (wrong is None) == (not paths)
+        if wrong:
+            most = max(shared(ids, golden.ids) for ids in paths)
+            assert wrong.ids in paths
+            assert shared(wrong.ids, golden.ids) == most
+            assert wrong.starts == tuple(range(len(wrong.ids)))
+            assert wrong.text == "".join(chr(97 + token) for token in wrong.ids)
+        for node in tree.nodes:
+            deep += node.branch is not None
+            here = [b for b in tree.branches if b.node == node.id]
+            assert here
+            if node.branch is not None:
+                # The path's own rest is there to be preferred; a mistake is there or further down.
+                assert "secure" in {b.verdict.label for b in here if b.verdict}
+                below = [
+                    b
+                    for b in paths
+                    if b[: node.position - len(PROMPT)] == (tree.prefix(node)[len(PROMPT) :])
+                ]
+                assert below
+    assert seen > 100
+    assert deep > 20
+
+
+def test_the_golden_path_ends_where_the_answer_does() -> None:
+    def cut(text: str, answer: str, starts: tuple[int, ...]) -> int:
+        ids = range(len(starts))
+        one = branch(0, ids, "secure", text=text, answer=answer, starts=starts)
+        return len(path_of(one).ids)
+
+    assert cut("a\nb", "a\n", (0, 1, 2)) == 2
+    assert cut("a\n\ndef", "a\n", (0, 1, 3)) == 1  # the line break belongs to what follows
+    assert cut("a)\n\nx", "a)\n", (0, 1, 4)) == 2  # a bracket of the answer is in that token
+    assert cut("a\n", "a\n", (0, 1, 2)) == 2  # an end mark spells nothing
+    assert cut("ab", "ab", (0, 1)) == 2
+
+
+def test_unfinished_and_broken_answers_are_not_accepted() -> None:
+    assert accepted(branch(0, [1], "secure"))
+    assert not accepted(branch(0, [1], "secure", ended="length"))
+    assert not accepted(branch(0, [1], "secure", verdict=Verdict("secure", functional=False)))
+    assert not accepted(branch(0, [1], "secure", verdict=None))
+    assert not any(accepted(branch(0, [1], x)) for x in ("inert", "unknown", "vulnerable"))
+
+
+# Asking for repairs.
+
+
+def wrong_answer(task: Task) -> Branch:
+    finding = Finding("CWE-89", 2, 2, "rule", "bandit", "a query\nfrom a string")
+    verdict = Verdict("vulnerable", "static", (finding,))
+    text = task.vulnerable or ""
+    return Branch(0, 0, (1,), (-1.0,), (0,), text, text, "model", "eos", verdict)
+
+
+def test_a_repair_is_asked_for_with_what_was_found(tiny_policy: Policy) -> None:
+    task = tasks()[0]
+    sandbox = Sandbox()
+    asked = request(tiny_policy, task, wrong_answer(task), sandbox)
+    assert asked.prompt.startswith(task.program(task.vulnerable or ""))
+    assert asked.prompt.endswith("\n\n" + task.prompt)
+    assert "\n# line 2: CWE-89 (" in asked.prompt
+    assert "SQL" in asked.prompt
+    assert ": a query from a string\n" in asked.prompt
+    assert (task.golden or "") not in asked.prompt
+    go = replace(task, language="go")
+    assert "\n// line 2: CWE-89" in request(tiny_policy, go, wrong_answer(go), sandbox).prompt
+
+    chat = replace(tiny_policy, style="chat")
+    chat.tokenizer.chat_template = (
+        "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>"
+    )
+    asked = request(chat, task, wrong_answer(task), sandbox)
+    assert asked.prompt == task.prompt
+    text = decode(chat, encode_path(chat, asked).ids)
+    assert text.endswith(f"<assistant>```python\n{task.prompt}")
+    assert f"```python\n{task.program(task.vulnerable or '').strip()}\n```" in text
+    assert "- line 2: CWE-89 (" in text
+
+
+def test_an_exploit_is_told_without_a_look_at_references(tiny_policy: Policy) -> None:
+    """Where an executed exploit lies is found by comparing with the reference; a model that has
+    none must not be told that."""
+    task = tasks()[1]
+    found = Finding("CWE-22", 4, 4, "security-test", "tests", "read the secret")
+    wrong = replace(
+        wrong_answer(task), verdict=Verdict("vulnerable", "executed", (found,), True, "")
+    )
+    prompt = request(tiny_policy, task, wrong, Sandbox()).prompt
+    assert "CWE-22 (" in prompt
+    assert ": read the secret\n" in prompt
+    assert "line 4" not in prompt
+
+
+def test_a_repair_becomes_a_path_behind_the_task_s_prompt(tiny_policy: Policy) -> None:
+    task = tasks()[0]
+    asked = request(tiny_policy, task, wrong_answer(task), Sandbox())
+    own = encode_path(tiny_policy, task, task.golden or "")
+    ids = (*own.ids[own.n_prompt :], 0)
+    text = decode(tiny_policy, ids)
+    starts = tuple(range(len(ids)))
+    answer = cut_answer(task, text).text
+    mend = Branch(3, 0, ids, (), starts, text, answer, "model", "eos", Verdict("secure"))
+    path = mended_path(tiny_policy, task, asked, mend)
+    assert path == Path(ids[:-1], starts[:-1], answer) or path.ids == ids
+    # Sampled ids that no tokenizer would make are kept as they are...
+    odd = replace(mend, ids=(250, *ids[1:]))
+    assert mended_path(tiny_policy, task, asked, odd).ids[0] == 250
+    # ...but not where they were sampled behind other tokens than the prompt's.
+    elsewhere = replace(asked, prompt=asked.prompt + " ")
+    assert mended_path(tiny_policy, task, elsewhere, odd).ids == own.ids[own.n_prompt :]
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> File:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+    folder = make_writer(tmp_path_factory.mktemp("writer"))
+    bare = [replace(t, golden=None, vulnerable=None) for t in tasks() if t.split == "train"]
+    # One that the model has never seen, and cannot answer.
+    bare.append(replace(bare[0], id="unheard", prompt="def unheard_of(db, name, more):\n"))
+    write_tasks(folder / "bare.jsonl", bare)
+    return folder
+
+
+def settings(writer: File, **changes: Any) -> dict[str, Any]:
+    return {
+        "model": {"name": str(writer), "threads": 1},
+        "tasks": {
+            "train": str(writer / "bare.jsonl"),
+            "eval": [str(writer / "tasks.jsonl")],
+        },
+        "golden": {"source": "self", "samples": 8, "max_tokens": 90, "rows_at_once": 8},
+        "nodes": {"sources": ["diff"], "place": "both"},
+        "grow": {"branches": 3, "rows_at_once": 8, "max_tokens": 90, "completion": "model"},
+        "train": {"epochs": 1, "learning_rate": 2e-4, "lora": {"r": 4}},
+        "eval": {"samples": 1, "rows_at_once": 4, "max_tokens": 60},
+        **changes,
+    }
+
+
+def game(folder: File, data: dict[str, Any], name: str, *more: str, resume: bool = False) -> Game:
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(data))
+    config = load_config(path, [f"out={folder / name}", *more])
+    return Game(open_run(config, resume=resume), Reporter(quiet=True))
+
+
+def test_a_run_without_references(writer: File, tmp_path: File) -> None:
+    said: list[str] = []
+    one = game(tmp_path, settings(writer), "run", "grow.depth=2")
+    one.reporter.say = said.append  # type: ignore[method-assign,assignment]
+    assert {task.id for task in one.tasks} == {"sql", "path", "unheard"}
+    contrasts = one.contrasts(1)
+    one.train(1)
+    one.close()
+    folder = tmp_path / "run/round-1"
+    rows = read_jsonl(folder / "golden.jsonl")
+    counts = read_json(folder / "golden.json")
+    assert counts["tasks"] == 3
+    assert counts["samples"] == 24
+    left = [row["task"] for row in rows if not row["accepted"]]
+    assert "unheard" in left
+    assert counts["accepted"] == 3 - len(left)
+    told = [line for line in said if "no accepted answer" in line]
+    assert len(told) == 1
+    assert f"{len(left)} of 3" in told[0]
+    trees = [tree_from_json(row) for row in read_jsonl(folder / "judged.jsonl")]
+    assert {tree.task for tree in trees} == {"sql", "path"} - set(left)
+    by_task = {row["task"]: tree_from_json(row["samples"]) for row in rows}
+    judge = Judge(Sandbox())
+    given = {task.id: task for task in one.tasks}
+    from_trie = 0
+    for tree in trees:
+        (ids,) = {
+            s.ids[: len(tree.golden_ids)]
+            for s in by_task[tree.task].branches
+            if s.answer == tree.golden and s.ids[: len(tree.golden_ids)] == tree.golden_ids
+        }
+        assert ids == tree.golden_ids  # as sampled
+        verdict = judge.judge_one(given[tree.task], tree.golden)
+        assert verdict.label == "secure"
+        assert verdict.functional
+        wholes = {tree.prompt_ids + s.ids for s in by_task[tree.task].branches}
+        for b in tree.branches:
+            assert b.verdict is not None
+            if tree.nodes[b.node].source == "trie":
+                from_trie += 1
+                assert tree.path(b.id) in wholes
+        assert {node.source for node in tree.nodes} - {"trie"}  # and others grew beside them
+    assert from_trie
+    assert any(
+        tree.nodes[c.node].source == "trie" and c.rejected
+        for c in contrasts
+        for tree in trees
+        if tree.task == c.task and c.node >= 0
+    )
+
+
+def test_a_stopped_golden_stage_goes_on_to_the_same(
+    writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = settings(writer)
+    data["golden"].update(source="repair", attempts=2, mends=3)
+    whole = game(tmp_path, data, "whole")
+    trees = whole.grow(1)
+    whole.close()
+    import treeplay.golden_stage as stage
+
+    real, calls = stage.grow, []
+
+    def stopped(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) % 3 == 0:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(stage, "grow", stopped)
+    for _ in range(12):
+        one = game(tmp_path, data, "stopped", resume=bool(calls))
+        try:
+            assert one.grow(1) == trees
+            break
+        except KeyboardInterrupt:
+            continue
+        finally:
+            one.close()
+    else:
+        pytest.fail("it makes no way")
+    assert len(calls) > 3
+    for path in (tmp_path / "whole/round-1").iterdir():
+        assert (tmp_path / "stopped/round-1" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_repairs_are_tried_until_one_is_accepted(
+    writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model is tiny and mends nothing, so what it writes is put into its mouth: at the second
+    attempt, the golden answer of the first task."""
+    import treeplay.golden_stage as stage
+
+    data = settings(writer)
+    data["golden"].update(source="repair", attempts=3, mends=2)
+    one = game(tmp_path, data, "run")
+    answers = {task.id: task.golden or "" for task in tasks()}
+    real = stage.grow
+
+    def grow(policy: Policy, some: Any, trees: Any, config: Any, seed: int, tokens: Any) -> Any:
+        made = real(policy, some, trees, config, seed, tokens)
+        if config.branches != 2:
+            return made
+        asked.append([len(tree.prompt_ids) for tree in trees])
+        if len(asked) == 1:
+            return made
+        return [
+            replace(tree, branches=tuple(_says(policy, b, answers[tree.task]) for b in t.branches))
+            for tree, t in zip(made, made, strict=True)
+        ]
+
+    asked: list[list[int]] = []
+    monkeypatch.setattr(stage, "grow", grow)
+    trees = one.grow(1)
+    one.close()
+    rows = {row["task"]: row for row in read_jsonl(tmp_path / "run/round-1/golden.jsonl")}
+    mended = [task for task, row in rows.items() if row["mended"]]
+    assert mended
+    counts = read_json(tmp_path / "run/round-1/golden.json")
+    assert counts["mended"] == len(mended)
+    assert counts["with_mistakes"] >= len(mended)
+    for tree in trees:
+        if tree.task in mended:
+            assert tree.golden == answers[tree.task]
+            path = encode_path(one.policy, one.tasks_of([tree])[0], tree.golden)
+            assert tree.prompt_ids + tree.golden_ids == path.ids
+            assert any(b.verdict and b.verdict.label == "vulnerable" for b in tree.branches)
+    # Nobody is asked again once a repair was accepted.
+    assert len(asked) == 2 or len(asked[2]) < len(asked[0])
+
+
+def _says(policy: Policy, one: Branch, text: str) -> Branch:
+    ids = tuple(policy.tokenizer(text)["input_ids"])
+    starts = tuple(len(decode(policy, ids[:i])) for i in range(len(ids)))
+    return replace(
+        one, ids=ids, logps=(-0.1,) * len(ids), starts=starts, text=text, answer=text, ended="eos"
+    )
+
+
+@pytest.mark.parametrize("method", ["sft", "dpo", "spin"])
+def test_other_methods_without_references(method: str, writer: File, tmp_path: File) -> None:
+    data = settings(writer, method=method)
+    del data["grow"]["branches"], data["nodes"]
+    one = game(tmp_path, data, "run")
+    contrasts = one.contrasts(1)
+    one.close()
+    trees = {
+        row["task"]: tree_from_json(row)
+        for row in read_jsonl(tmp_path / "run/round-1/judged.jsonl")
+    }
+    assert contrasts
+    for c in contrasts:
+        tree = trees[c.task]
+        assert c.chosen == tree.golden_ids
+        assert bool(c.rejected) == (method != "sft")
+        if method == "dpo":
+            whole = c.prefix + c.rejected
+            wrong = [tree.path(b.id) for b in tree.branches if vulnerable(b)]
+            assert any(path[: len(whole)] == whole for path in wrong)
+
+
+def test_no_accepted_answer_at_all_is_said(writer: File, tmp_path: File) -> None:
+    data = settings(writer)
+    data["golden"]["max_tokens"] = 3
+    one = game(tmp_path, data, "run")
+    with pytest.raises(RunError, match=r"accept none of 24 answers of base to 3 .*golden\.samples"):
+        one.grow(1)
+    one.close()
+
+
+def test_settings_out_of_range(tmp_path: File) -> None:
+    for setting in ("samples=0", "attempts=0", "mends=0", "max_tokens=0", "top_p=0"):
+        with pytest.raises(ConfigError, match=r"golden\."):
+            load_config("cpu-demo", [f"golden.{setting}"])
+    with pytest.raises(ConfigError, match=r"golden\.temperature"):
+        load_config("cpu-demo", ["golden.temperature=-1"])
+    with pytest.raises(ConfigError, match=r"golden\.source"):
+        load_config("cpu-demo", ["golden.source=oracle"])
+
+
+def test_brace_answers_end_without_a_reference() -> None:
+    """What the suffix closes, the answer leaves open."""
+    task = make_task(
+        id="c",
+        language="c",
+        cwe=("CWE-787",),
+        prompt="int f(int n) {\n    if (n) {",
+        suffix="    }\n    return 0;\n}\n",
+    )
+    text = "\n        while (n) { n--; }\n        g();\n    }\n    h();\n"
+    cut = cut_answer(task, text)
+    assert cut.complete
+    assert "while" in cut.text
+    with_golden = replace(task, golden="\n        g();\n")
+    assert cut_answer(with_golden, text) == cut
+    assert rooted(task, (1, 2)).nodes[0].position == 2
