@@ -1,7 +1,9 @@
 """What a run will cost, before it starts: tokens, seconds, memory.
 
-Trees are planted for real (so node counts are exact) and the model's speed is measured here and
-now; what cannot be known, how early answers end, is taken at its upper bound.
+Trees are planted for real, so nodes from the data are counted exactly, and the model's speed is
+measured here and now. What cannot be known yet is taken at its upper bound: how early answers end,
+how many nodes the opponent or a language model will show (source ``probe`` and ``llm``), how long
+golden paths of the opponent's own will be.
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from treeplay.grow import plant
+from treeplay.nodes import LEARNT
 from treeplay.play import Game
-from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, plant_trees
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.sample import Request, Row, SampleConfig, Sampler, sample
 
 JUDGED_PER_SECOND = 8.0  # programs, two workers, between C (4) and Python (19)
@@ -49,18 +53,27 @@ class Estimate:
 def estimate(game: Game) -> Estimate:
     """Plant the trees of ``game``, time a short batch of sampling, and add everything up."""
     config = game.config
-    trees = plant_trees(game, game.policy)
-    nodes = sum(len(tree.nodes) for tree in trees)
+    room = config.grow.max_tokens
+    trees = [plant(game.policy, task, config.nodes, room) for task in game.tasks]
+    own = len(trees) if config.golden.source != "reference" else 0
+    later = bool(own) or any(source in LEARNT for source in config.nodes.sources)
+    nodes = len(trees) * config.nodes.per_task if later else sum(len(t.nodes) for t in trees)
     suite_tasks = sum(len(suite.tasks) for suite in game.suites)
     with_branches = config.method not in WITHOUT_BRANCHES
     branches = nodes * config.grow.branches * config.grow.depth if with_branches else 0
-    grow_tokens = branches * config.grow.max_tokens * config.rounds
+    probe = config.nodes.probe
+    probing = with_branches and "probe" in config.nodes.sources
+    rollouts = len(trees) * probe.states * probe.rollouts if probing else 0
+    grow_tokens = (branches + rollouts) * config.grow.max_tokens * config.rounds
+    grow_tokens += own * config.golden.samples * config.golden.max_tokens * config.rounds
     paths = sum(len(tree.prompt_ids) + len(tree.golden_ids) for tree in trees)
     once = paths + branches * config.grow.max_tokens
-    train_tokens = once * config.train.epochs * config.rounds
+    train_tokens = (config.train.budget or once * config.train.epochs) * config.rounds
     samples = suite_tasks * config.eval.samples * (config.rounds + 1)
     eval_tokens = samples * config.eval.max_tokens
-    judged = samples + (0 if config.method in UNJUDGED else branches * config.rounds)
+    sampled = own * config.golden.samples + rollouts
+    sampled += 0 if config.method in UNJUDGED else branches
+    judged = samples + sampled * config.rounds
 
     speed = _speed(game, partial(sample, game.policy.model))
     sampling = _speed(game, game.policy.sampler) if game.policy.sampler else speed

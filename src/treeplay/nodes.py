@@ -2,12 +2,14 @@
 
 ``root``: the end of the prompt. ``annotated``: a line given with the data. ``diff``: where the
 golden and the vulnerable answer part. ``sink``: a structural rule of the task's CWE matches a
-risky API (see :mod:`treeplay.judge.rules`). Every node sits on a token boundary of the golden ids.
+risky API (see :mod:`treeplay.judge.rules`). ``probe``: rollouts of the opponent show that a
+statement decides (:mod:`treeplay.nodes_probe`). ``llm``: a language model names the line
+(:mod:`treeplay.nodes_llm`). Every node sits on a token boundary of the golden ids.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,30 +22,55 @@ from treeplay.tasks.notes import place_notes
 from treeplay.tasks.task import Task
 from treeplay.tree import Node, Source
 
-NodeSource = Literal["root", "annotated", "diff", "sink"]
+NodeSource = Literal["root", "annotated", "diff", "sink", "probe", "llm"]
+# Sources that cost something: they are asked by a stage of their own (see treeplay.nodes_learn).
+LEARNT: tuple[NodeSource, ...] = ("probe", "llm")
+Risk = tuple[int, str | None]  # (character offset in the golden answer, CWE)
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """``rollouts`` from a state, at most ``states`` of them a task; ``spans``: so many stretches of
+    a task's statements are halved at once; ``drop``: the least difference that a statement must
+    make to the share of vulnerable rollouts."""
+
+    rollouts: int = 4
+    states: int = 8
+    spans: int = 2
+    drop: float = 0.1
 
 
 @dataclass(frozen=True)
 class NodeConfig:
     """``sources`` in order of precedence; ``place``: at the start of the statement that holds the
-    risk, at the risky token itself, or both; ``per_task``: at most so many nodes a task."""
+    risk, at the risky token itself, or both; ``per_task``: at most so many nodes a task. ``llm``: a
+    YAML file that describes the endpoint of source ``llm``, "" for the environment alone."""
 
     sources: tuple[NodeSource, ...] = ("diff", "sink", "annotated")
     place: Literal["statement", "token", "both"] = "both"
     per_task: int = 3
+    probe: ProbeConfig = ProbeConfig()
+    llm: str = ""
 
 
-def find_nodes(task: Task, path: TokenPath, config: NodeConfig) -> list[Node]:
+def find_nodes(
+    task: Task,
+    path: TokenPath,
+    config: NodeConfig,
+    learnt: Mapping[str, Iterable[Risk]] | None = None,
+) -> list[Node]:
     """Risk nodes of ``task`` on its golden ``path``, in token order, one a position.
 
     ``path`` is the tokenised prompt and golden answer (:func:`~treeplay.policy.model.encode_path`).
-    Returns no nodes where no source finds any, or where the task has no golden answer.
+    ``learnt``: what the sources of :data:`LEARNT` found. Returns no nodes where no source finds
+    any, or where the task has no golden answer.
     """
     if task.golden is None:
         return []
     chosen: dict[int, tuple[int, Source, str | None]] = {}
     for source in config.sources:
-        for char, cwe in _risks(task, source):
+        found = (learnt or {}).get(source, ()) if source in LEARNT else _risks(task, source)
+        for char, cwe in found:
             for offset in [0] if source == "root" else _places(task, char, config.place):
                 position = boundary(path, offset)
                 chosen.setdefault(position, (path.starts[position], source, cwe))
@@ -69,7 +96,7 @@ def boundary(path: TokenPath, offset: int) -> int:
     return position
 
 
-def _risks(task: Task, source: NodeSource) -> Iterator[tuple[int, str | None]]:
+def _risks(task: Task, source: NodeSource) -> Iterator[Risk]:
     """(character offset in the golden answer, CWE) of each risk that ``source`` sees."""
     golden = task.golden or ""
     first_cwe = task.cwe[0] if task.cwe else None

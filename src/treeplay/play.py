@@ -22,6 +22,7 @@ from treeplay.contrasts import (
 from treeplay.errors import RunError
 from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
+from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import WITHOUT_BRANCHES, grow_trees, plant_trees
@@ -140,6 +141,7 @@ class Game:
         with self.policy_of(opponent) as policy:
             trees = plant_trees(self, policy, number)
             if self.config.method not in WITHOUT_BRANCHES:
+                trees = learn_nodes(self, policy, number, trees)
                 trees = grow_trees(self, policy, number, trees)
         write_jsonl(final, [tree_to_json(tree) for tree in trees])
         return trees

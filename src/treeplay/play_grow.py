@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from treeplay.golden_stage import own_trees
 from treeplay.grow import deepen, grow, missing, plant
+from treeplay.nodes import LEARNT
 from treeplay.policy.model import Policy
 from treeplay.policy.trunks import Kept
 from treeplay.run import batches, staged
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from treeplay.play import Game
 
 # Methods that learn from given text alone, and methods whose branches no judge looks at.
-WITHOUT_BRANCHES = ("sft", "dpo")
+WITHOUT_BRANCHES = ("sft", "dpo", "safecoder")
 UNJUDGED = ("tsp-paper", "spin")
 
 
@@ -31,7 +32,8 @@ def plant_trees(game: Game, policy: Policy, number: int) -> list[Tree]:
     else:
         trees = own_trees(game, policy, number, game.config.method not in UNJUDGED)
     bare = sum(not tree.nodes for tree in trees)
-    if bare and game.config.method not in WITHOUT_BRANCHES:
+    later = any(source in LEARNT for source in game.config.nodes.sources)
+    if bare and not later and game.config.method not in WITHOUT_BRANCHES:
         game.reporter.say(f"{bare} of {len(trees)} training tasks have no risk node")
     return trees
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from treeplay.judge.verdict import Verdict, verdict_from_json, verdict_to_json
 
-Source = Literal["root", "annotated", "diff", "sink", "trie", "late"]
+Source = Literal["root", "annotated", "diff", "sink", "probe", "llm", "trie", "late"]
 Completion = Literal["model", "graft"]
 
 
@@ -57,9 +57,26 @@ class Branch:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What rollouts from a state of the golden path came to: of ``judged`` ones (secure or
+    vulnerable), ``vulnerable`` ended so. ``position`` and ``offset`` are as a node's."""
+
+    position: int
+    offset: int
+    judged: int
+    vulnerable: int
+
+    @property
+    def value(self) -> float | None:
+        """V(state), the share that ends vulnerable; None where none could be judged."""
+        return self.vulnerable / self.judged if self.judged else None
+
+
+@dataclass(frozen=True)
 class Tree:
     """``prompt_ids`` then ``golden_ids`` is the golden path; ``golden`` its text (the answer), in
-    which token ``i`` of ``golden_ids`` begins at ``golden_starts[i]``."""
+    which token ``i`` of ``golden_ids`` begins at ``golden_starts[i]``. ``probes``: states of the
+    golden path that were tried out while nodes were looked for."""
 
     task: str
     prompt_ids: tuple[int, ...]
@@ -68,6 +85,7 @@ class Tree:
     golden: str
     nodes: tuple[Node, ...]
     branches: tuple[Branch, ...]
+    probes: tuple[Probe, ...] = ()
 
     def prefix(self, node: Node) -> tuple[int, ...]:
         """Token ids from the beginning up to the node."""
@@ -112,4 +130,5 @@ def tree_from_json(data: dict[str, Any]) -> Tree:
         data["golden"],
         nodes,
         branches,
+        tuple(Probe(**probe) for probe in data.get("probes", ())),
     )

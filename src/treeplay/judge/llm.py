@@ -19,7 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from treeplay.judge.cache import LineCache
-from treeplay.judge.llm_client import INSTALL, Client, Refused, Reply, installed
+from treeplay.judge.llm_client import (
+    INSTALL,
+    Client,
+    Refused,
+    Reply,
+    installed,
+    leaving,
+    redacted,
+)
 from treeplay.judge.llm_config import LlmConfig, Mode, api_key, check_llm, llm_from_env_or_config
 from treeplay.judge.llm_prompt import (
     AnswerError,
@@ -166,7 +174,7 @@ class LlmJudge:
                 f"({self.config.max_chars})"
             )
         try:
-            answer = self._ask(client, self._sent_form(program))
+            answer = self._ask(client, replace(program, text=redacted(program.text, self._redact)))
         except Refused as error:
             if error.for_all and not self._down:
                 self._down = str(error)
@@ -220,7 +228,7 @@ class LlmJudge:
             )
             raise Refused("the budget is spent")
         try:
-            self._warn_of_leaving()
+            self._once(leaving(self.config))
             reply = client.ask(
                 body, self._ledger.sent, lambda: self._ledger.used(None, None, (chars, 0))
             )
@@ -246,27 +254,10 @@ class LlmJudge:
                 )
         return True
 
-    def _sent_form(self, program: Program) -> Program:
-        """The program as it leaves: redacted, each line in its place, and without surrogates."""
-        text = program.text
-        for pattern in self._redact:
-            text = pattern.sub(lambda found: "[redacted]" + "\n" * found[0].count("\n"), text)
-        return replace(program, text=text.encode("utf-8", "replace").decode("utf-8"))
-
-    def _warn_of_leaving(self) -> None:
-        if self.config.stays_here:
-            return
-        plain = ", unencrypted" if self.config.base_url.startswith("http:") else ""
-        changed = "after redaction" if self._redact else "as they are"
-        self._once(
-            f"code leaves this machine: programs are sent {changed} to {self.config.host}"
-            f"{plain} (model {self.config.model})"
-        )
-
     def _once(self, words: str) -> None:
         """A warning is said once for a judge, before what it warns of goes on."""
         with _SPEAKING:
-            if words not in self._said:
+            if words and words not in self._said:
                 self._said.add(words)
                 self._say(f"warning: {words}")
 

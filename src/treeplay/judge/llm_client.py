@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -11,7 +12,26 @@ from typing import Any
 from treeplay.endpoint import INSTALL, Again, Endpoint, Refused, installed
 from treeplay.judge.llm_config import LlmConfig
 
-__all__ = ["INSTALL", "Client", "Refused", "Reply", "installed"]
+__all__ = ["INSTALL", "Client", "Refused", "Reply", "installed", "leaving", "redacted"]
+
+
+def leaving(config: LlmConfig) -> str:
+    """The warning that code leaves this machine; "" where it does not."""
+    if config.stays_here:
+        return ""
+    plain = ", unencrypted" if config.base_url.startswith("http:") else ""
+    changed = "after redaction" if config.redact else "as they are"
+    return (
+        f"code leaves this machine: programs are sent {changed} to {config.host}{plain} "
+        f"(model {config.model})"
+    )
+
+
+def redacted(text: str, patterns: Sequence[re.Pattern[str]]) -> str:
+    """A program as it leaves: redacted, each line in its place, and without surrogates."""
+    for pattern in patterns:
+        text = pattern.sub(lambda found: "[redacted]" + "\n" * found[0].count("\n"), text)
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(frozen=True)
