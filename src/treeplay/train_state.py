@@ -61,7 +61,8 @@ def save_adapter(model: Any, tokenizer: Any, final: Path) -> None:
     (see :func:`treeplay.policy.model.load_policy`)."""
     part = final.with_name("adapter.part")
     for lora in model.peft_config.values():
-        if isinstance(lora.target_modules, set):  # written in one order, whatever the hash seed
+        # Written in one order, whatever the hash seed; a prefix has none.
+        if isinstance(getattr(lora, "target_modules", None), set):
             lora.target_modules = sorted(lora.target_modules)
     # Embeddings are never trained; asking to look for them would ask the model hub.
     model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from treeplay.policy import tree_attention
+from treeplay.policy.prefix import has_prefix
 from treeplay.policy.tree_blocks import Tree
 
 # Kinds of layers that compute plain softmax attention under the given mask.
@@ -81,6 +82,8 @@ def packed_or_plain(model: Any, wanted: bool) -> tuple[bool, str]:
     A model that cannot compute them is trained plainly: slower, the same numbers.
     """
     reason = why_not_packable(model) if wanted else None
+    if wanted and has_prefix(model):
+        reason = "a trained prefix stands before the tree"
     if reason is None:
         return wanted, ""
     return False, f"trees are computed branch by branch, which is much slower: {reason}"

@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from treeplay.errors import ModelError
+from treeplay.policy.prefix import base_of, prefix_layers, prefix_length
 
 NAME = "treeplay_lanes"
 # What attention functions of Transformers are told that this one would leave out.
@@ -90,11 +91,13 @@ def forward(
     model: Any, state: Attend, ids: torch.Tensor, positions: torch.Tensor, keep: int = 0
 ) -> torch.Tensor:
     """Logits of tokens ``ids`` (B, E) at ``positions`` under ``state``'s attention; of the last
-    ``keep`` tokens alone, if that is not 0."""
-    with attending(model, state):
-        logits: torch.Tensor = model(
+    ``keep`` tokens alone, if that is not 0. Behind a trained prefix positions begin at its end;
+    what is seen of it is up to ``state``."""
+    base = base_of(model)
+    with attending(base, state):
+        logits: torch.Tensor = base(
             input_ids=ids,
-            position_ids=positions,
+            position_ids=positions + prefix_length(model),
             # Four axes: the model takes it for a finished mask and builds none of its own.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
             use_cache=False,
@@ -111,13 +114,17 @@ class Fill:
 
     ``before``: keys and values that the new tokens follow; then ``mask`` (E, U + E), boolean, says
     what each sees. Without, new tokens see those before them (padding belongs at the end).
+    ``front``: keys and values of a trained prefix, which all see and which are not kept.
     """
 
     def __init__(
-        self, before: Sequence[Layer] | None = None, mask: torch.Tensor | None = None
+        self,
+        before: Sequence[Layer] | None = None,
+        mask: torch.Tensor | None = None,
+        front: Sequence[Layer] = (),
     ) -> None:
         self.layers: list[Layer] = []
-        self._before, self._mask = before, mask
+        self._before, self._mask, self._front = before, mask, front
 
     def attend(
         self,
@@ -132,10 +139,23 @@ class Fill:
             key, value = torch.cat([old[0], key], dim=2), torch.cat([old[1], value], dim=2)
         self.layers.append((key, value))
         mask = None if self._mask is None else self._mask[None, None]
+        if self._front:
+            rows, first = len(key), self._front[len(self.layers) - 1]
+            mask = _behind(mask, query.shape[2], first[0].shape[2], query.device)
+            key = torch.cat([first[0].expand(rows, -1, -1, -1), key], dim=2)
+            value = torch.cat([first[1].expand(rows, -1, -1, -1), value], dim=2)
         out: torch.Tensor = sdpa_attention_forward(
             module, query, key, value, mask, dropout=0.0, scaling=scaling
         )[0]
         return out
+
+
+def _behind(mask: torch.Tensor | None, new: int, width: int, device: torch.device) -> torch.Tensor:
+    """``mask`` (or the causal one of ``new`` tokens) and ``width`` slots before it, seen by all."""
+    seen = torch.ones(1, 1, new, width, dtype=torch.bool, device=device)
+    if mask is None:
+        mask = torch.ones(1, 1, new, new, dtype=torch.bool, device=device).tril()
+    return torch.cat([seen, mask], dim=3)
 
 
 def fill(
@@ -145,11 +165,12 @@ def fill(
     before: Sequence[Layer] | None = None,
     mask: torch.Tensor | None = None,
 ) -> list[Layer]:
-    """Keys and values of ``ids`` (B, E), behind those of ``before``.
+    """Keys and values of ``ids`` (B, E), behind those of ``before``; those of the model's prefix
+    are read, but are not among them.
 
     Raises :class:`Unexchangeable`.
     """
-    state = Fill(before, mask)
+    state = Fill(before, mask, prefix_layers(model))
     forward(model, state, ids, positions, keep=1)
     if len(state.layers) != model.config.num_hidden_layers:
         raise Unexchangeable("the model's attention cannot be exchanged")

@@ -26,6 +26,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treeplay.errors import ModelError, TaskError
+from treeplay.policy.prefix import prefix_length
 from treeplay.policy.sample import Sampler
 from treeplay.policy.server_config import ServerConfig
 from treeplay.tasks.task import Task
@@ -39,10 +40,11 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ModelConfig:
     """Which model, and how it is asked.
 
-    ``adapter``: a PEFT LoRA folder put on the model before anything else. ``style``: ``complete``
-    continues the prompt as text; ``chat`` puts the instruction through the tokenizer's chat
-    template and starts the assistant's code block with the prompt. ``threads``: CPU threads for
-    tensor work (0: leave PyTorch's own choice). ``server``: where to sample, if not here.
+    ``adapter``: a PEFT folder (LoRA or a prefix) put on the model before anything else.
+    ``style``: ``complete`` continues the prompt as text; ``chat`` puts the instruction through the
+    tokenizer's chat template and starts the assistant's code block with the prompt. ``threads``:
+    CPU threads for tensor work (0: leave PyTorch's own choice). ``server``: where to sample, if
+    not here.
     """
 
     name: str = EMBEDDED
@@ -72,7 +74,9 @@ class Policy:
 
     @property
     def max_length(self) -> int:
-        return int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+        """Tokens that the model reads; a trained prefix takes positions of its own."""
+        whole = int(getattr(self.model.config, "max_position_embeddings", None) or 1 << 20)
+        return whole - prefix_length(self.model)
 
     @property
     def stop_ids(self) -> frozenset[int]:
@@ -166,12 +170,15 @@ def locate(name: str) -> tuple[str, str | None, str]:
 
 
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
-    """``model`` with the LoRA adapter in ``folder`` on it. Raises :class:`ModelError`."""
+    """``model`` with the adapter in ``folder`` on it: LoRA, or a prefix (:mod:`.prefix`).
+
+    Raises :class:`ModelError`."""
     if not (Path(folder) / "adapter_model.safetensors").is_file():
         raise ModelError(f"{folder} holds no adapter_model.safetensors; name a PEFT adapter folder")
     try:
         with quiet():
-            return PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            return loaded if trainable else loaded.requires_grad_(False)  # PEFT forgets a prefix
     except Exception as error:
         raise ModelError(
             f"cannot put the adapter {folder} on the model: {_first_line(error)}"

@@ -23,6 +23,7 @@ from treeplay.errors import ModelError
 from treeplay.policy.attention import why_not_packable
 from treeplay.policy.draw import draw
 from treeplay.policy.lanes import Lanes, Trunk, Unexchangeable
+from treeplay.policy.prefix import base_of, prefix_cache, prefix_length
 from treeplay.policy.static import StaticLanes
 from treeplay.policy.trunks import Kept, Request, Row, prefill
 
@@ -126,6 +127,8 @@ def sample(
 
 def _check(model: Any, requests: Sequence[Request], config: SampleConfig) -> None:
     longest = getattr(model.config, "max_position_embeddings", None)
+    if longest:
+        longest -= prefix_length(model)
     for request in requests:
         if any(not 1 <= row.position <= len(request.path) for row in request.rows):
             raise ValueError("a row must leave its path behind at least one token")
@@ -276,7 +279,7 @@ def _forked(lanes: list[_Lane]) -> tuple[list[_Lane], list[int]]:
 def one_by_one(model: Any, live: _Live, how: _How) -> None:
     """Sample one row as any other program would, with the model's own cache."""
     device = next(iter(model.parameters())).device
-    past = None
+    past, model = prefix_cache(model), base_of(model)
     ids = list(how.requests[live.request].path[: live.row.position])
     while live.ended is None:
         seen = model(

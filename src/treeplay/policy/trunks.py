@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from treeplay.policy.lanes import Layer, Trunk, fill
+from treeplay.policy.prefix import prefix_layers
 
 # Trunks of like length are computed together while padding stays below this share.
 PADDING = 0.125
@@ -97,7 +98,22 @@ def prefill(
         shared = [_common(stem, _needed(requests[i])) for i in members]
         layers = _with_tails(model, layers, requests, members, shared)
         _add(trunks, places, requests, members, shared, layers, len(stem))
-    return trunks, places
+    front = prefix_layers(model)
+    return [_behind(trunk, front) for trunk in trunks] if front else trunks, places
+
+
+def _behind(trunk: Trunk, front: Sequence[Layer]) -> Trunk:
+    """``trunk`` with the keys and values of a trained prefix before it, which all points see."""
+    hidden = trunk.hidden
+    if hidden is not None:
+        hidden = torch.nn.functional.pad(hidden, (front[0][0].shape[2], 0))
+    if not trunk.width:
+        return Trunk(tuple(front), hidden)
+    layers = tuple(
+        (torch.cat([first_key, key], dim=2), torch.cat([first_value, value], dim=2))
+        for (first_key, first_value), (key, value) in zip(front, trunk.layers, strict=True)
+    )
+    return Trunk(layers, hidden)
 
 
 def _needed(request: Request) -> tuple[int, ...]:
