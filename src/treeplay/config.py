@@ -304,6 +304,8 @@ def _check_values(config: Config) -> None:
         "train.gamma": 0,
         "train.kl": 0,
         "contrasts.anchor": 0,
+        "contrasts.ordinary": 0,
+        "contrasts.ordinary_weight": 0,
         "train.lora.dropout": 0,
     }
     for key, lowest in at_least.items():

@@ -39,13 +39,18 @@ class ContrastConfig:
     learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
     writing whole, working answers also where the opponent made no mistake to learn from.
     ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
-    prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`)."""
+    prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`). ``ordinary``: so
+    many texts of ordinary code (:mod:`treeplay.ordinary`) are anchors too, of ``ordinary_kind`` and
+    with ``ordinary_weight``, met once an epoch; each round draws its own."""
 
     extent: Extent = "local"
     weights: Weights = "uniform"
     siblings: bool = True
     anchor: float = 0.0
     anchor_kind: Anchor = "likelihood"
+    ordinary: int = 0
+    ordinary_weight: float = 1.0
+    ordinary_kind: Anchor = "kl"
 
 
 @dataclass(frozen=True)

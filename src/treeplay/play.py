@@ -24,6 +24,7 @@ from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
+from treeplay.ordinary.anchors import ordinary_anchors
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import WITHOUT_BRANCHES, grow_trees, plant_trees
 from treeplay.play_tasks import warn_of_contamination, what_fits
@@ -172,6 +173,11 @@ class Game:
             found: Sequence[Contrast] = drawn.contrasts
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
+            if found and self.config.contrasts.ordinary:
+                seed = self.config.seed * 1000 + number
+                spoken = self.config.tasks.languages
+                extra = ordinary_anchors(policy, self.config.contrasts, seed, spoken)
+                found = [*found, *extra]
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,

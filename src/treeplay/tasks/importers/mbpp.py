@@ -120,6 +120,8 @@ def _make(
     test: str,
     called: str,
 ) -> Task | None:
+    if re.search(r"\bmath\.", test) and not re.search(r"^import math", setup, re.MULTILINE):
+        setup = f"import math\n{setup}"  # the sanitized form says so, the others forget it
     head = f"{setup.strip()}\n" if setup.strip() else ""
     return general_task(
         lines,

@@ -1,0 +1,104 @@
+"""The ordinary code that comes with treeplay: every text parses alone, and does what it says."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+import pytest
+from conftest import byte_tokenizer, tiny_llama
+
+from treeplay.contrasts import anchors_of_text
+from treeplay.errors import SandboxError
+from treeplay.judge.execute import execute_program, toolchain
+from treeplay.judge.validity import check_valid_many
+from treeplay.ordinary import LANGUAGES, ordinary_code, some_ordinary_code
+from treeplay.policy.model import Policy
+from treeplay.sandbox import Sandbox, check_sandbox
+from treeplay.tasks.task import Tests, make_task
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Sandbox:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+    return Sandbox()
+
+
+def test_there_is_enough_of_it_and_no_text_twice() -> None:
+    texts = ordinary_code()
+    counts = Counter(one.language for one in texts)
+    assert len(texts) >= 60
+    assert min(counts[language] for language in LANGUAGES) >= 15
+    assert len({one.name for one in texts}) == len({one.code for one in texts}) == len(texts)
+    assert max(len(one.code) for one in texts) < 1000
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_text_parses_alone(language: str, sandbox: Sandbox) -> None:
+    texts = [one for one in ordinary_code() if one.language == language]
+    head = "package main\n" if language == "go" else ""
+    for one, valid in zip(
+        texts,
+        check_valid_many(language, [head + one.code for one in texts], sandbox),
+        strict=True,
+    ):
+        if valid.valid is None:
+            pytest.skip(valid.detail)
+        assert valid.valid, (one.name, valid.detail)
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_every_check_holds(language: str, sandbox: Sandbox) -> None:
+    if missing := toolchain(language):
+        pytest.skip(missing)
+    texts = [one for one in ordinary_code() if one.language == language]
+    program = "\n".join(one.code for one in texts)
+    if language == "python":
+        test = "from solution import *\n"
+        test += "".join(f"assert {one.check}, {one.name!r}\n" for one in texts)
+    elif language == "c":
+        test = "void run_tests(void) {\n"
+        test += "".join(f"CHECK(({one.check}));\n" for one in texts) + "}\n"
+    elif language == "go":
+        # Imports stand before everything else, each once.
+        imports = sorted(set(re.findall(r'^import ".*"$', program, re.MULTILINE)))
+        body = re.sub(r'^import ".*"$', "", program, flags=re.MULTILINE)
+        program = "package main\n" + "\n".join(imports) + "\n" + body
+        test = "func runTests() {\n"
+        test += "".join(f'check({one.check}, "{one.name}")\n' for one in texts) + "}\n"
+    else:
+        held = ", ".join(f"['{one.name}', {one.check}]" for one in texts)
+        program += f"\nmodule.exports = async () => [{held}];\n"
+        test = "for (const [name, held] of await solution()) assert(held, name);\n"
+    task = make_task(id="all", language=language, cwe=(), prompt="//", tests=Tests(test, ""))
+    outcome = execute_program(task, program, sandbox).functional
+    assert outcome.outcome == "pass", outcome.detail
+
+
+def test_drawing_is_even_and_of_the_seed() -> None:
+    drawn = some_ordinary_code(8, seed=1)
+    assert Counter(name.partition("/")[0] for name in drawn) == dict.fromkeys(LANGUAGES, 2)
+    assert drawn == some_ordinary_code(8, seed=1)
+    assert drawn != some_ordinary_code(8, seed=2)
+    assert set(some_ordinary_code(5, 0, ("go",))) < {f"go/{n}" for n in go_names()}
+    assert len(some_ordinary_code(10_000, 0)) == len(ordinary_code())
+    assert len(some_ordinary_code(4, 0, ("ruby",))) == 4  # none of ruby: any will do
+
+
+def go_names() -> set[str]:
+    return {one.name.partition("/")[2] for one in ordinary_code() if one.language == "go"}
+
+
+@pytest.mark.parametrize("kind", ["likelihood", "kl"])
+def test_texts_become_anchors(kind: str) -> None:
+    policy = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
+    drawn = some_ordinary_code(2, seed=0)
+    anchors = anchors_of_text(policy, drawn, 0.5, "kl" if kind == "kl" else "likelihood")
+    assert [anchor.task for anchor in anchors] == [f"ordinary/{name}" for name in drawn]
+    for anchor, text in zip(anchors, drawn.values(), strict=True):
+        decoded = policy.tokenizer.decode(anchor.prefix + anchor.chosen)
+        assert text.startswith(decoded.removeprefix("<s>"))
+        assert (anchor.rejected, anchor.weight, anchor.kl) == ((), 0.5, kind == "kl")
