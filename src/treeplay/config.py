@@ -270,6 +270,7 @@ def _check_values(config: Config) -> None:
         "golden.max_tokens": 1,
         "golden.rows_at_once": 1,
         "nodes.per_task": 1,
+        "contrasts.value_prior": 0,
         "nodes.probe.rollouts": 1,
         "nodes.probe.states": 1,
         "nodes.probe.spans": 1,

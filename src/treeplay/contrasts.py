@@ -21,22 +21,23 @@ from treeplay.tasks.task import Task
 from treeplay.tokens_changed import changed_mask, changed_spans
 from treeplay.tree import Branch, Node, Tree
 from treeplay.trie import Path, mistake
+from treeplay.values import value_of_choice
 
 Extent = Literal["local", "full"]
-Weights = Literal["uniform", "rate"]
+Weights = Literal["uniform", "rate", "value"]
 Anchor = Literal["likelihood", "kl"]
 
-# Methods that learn from given text alone, and those of them that need a vulnerable answer in it.
-WITHOUT_BRANCHES = ("sft", "dpo", "safecoder")
+# Methods that learn from a given vulnerable answer.
 NEEDS_VULNERABLE = ("dpo", "safecoder")
 
 
 @dataclass(frozen=True)
 class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
-    every contrast alike, or by its node's measured vulnerable rate. ``siblings``: also prefer
-    the opponent's own secure branches, not the golden path alone. ``anchor``: weight of what is
-    learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
+    every contrast alike, by its node's measured vulnerable rate, or by how much the chosen side
+    lowers that (:mod:`treeplay.values`; ``value_prior``: rollouts' worth of doubt). ``siblings``:
+    also prefer the opponent's own secure branches, not the golden path alone. ``anchor``: weight of
+    what is learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
     writing whole, working answers also where the opponent made no mistake to learn from.
     ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
     prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`). ``ordinary``: so
@@ -51,6 +52,7 @@ class ContrastConfig:
     ordinary: int = 0
     ordinary_weight: float = 1.0
     ordinary_kind: Anchor = "kl"
+    value_prior: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -143,18 +145,36 @@ def tsp(
         weight = rate if config.weights == "rate" else 1.0
         prefix = tree.prefix(node)
         partner = cycle(chosen)
-        out += [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]
+        new = [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]
         # Every secure continuation is met once even where mistakes are few.
         if len(chosen) > len(rejected):
             again = cycle(rejected)
-            out += [
+            new += [
                 Contrast(task.id, node.id, prefix, ids, next(again), weight)
                 for ids in chosen[len(rejected) :]
             ]
+        if config.weights == "value":
+            new = _by_value(task, tree, node, new, config)
+            counts["without_a_drop"] += sum(not contrast.weight for contrast in new)
+            new = [contrast for contrast in new if contrast.weight]
+        out += new
     if config.anchor and tree.golden_ids and not by_likelihood:
         counts["anchors"] += 1
         out.insert(0, kl_anchor(task.id, tree.prompt_ids + tree.golden_ids, config.anchor, out))
     return out
+
+
+def _by_value(
+    task: Task, tree: Tree, node: Node, contrasts: Sequence[Contrast], config: ContrastConfig
+) -> list[Contrast]:
+    """Contrasts of a node with the weights of :mod:`treeplay.values`."""
+    golden = () if node.branch is not None else _golden(task, tree, node, config.extent)
+    full, prior = config.extent == "full", config.value_prior
+
+    def worth(chosen: tuple[int, ...]) -> float:
+        return value_of_choice(tree, node, chosen, golden, full=full, prior=prior)
+
+    return [replace(contrast, weight=worth(contrast.chosen)) for contrast in contrasts]
 
 
 def kl_anchor(

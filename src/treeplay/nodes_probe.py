@@ -93,17 +93,20 @@ def choose(
     since only there the opponent makes mistakes: a statement that drops the value gives the state
     before it (a positive difference), one that raises it the state behind it (a negative one).
     """
-    found: dict[int, float] = {}
+    known = [(i, value) for i, value in sorted(values.items()) if value is not None]
     if completion == "graft":
-        found = {i: value for i, value in values.items() if value is not None}
+        found = [(-value, 1, i, value) for i, value in known]
     else:
-        known = [(i, value) for i, value in sorted(values.items()) if value is not None]
-        for (i, here), (j, there) in zip(known, [*known[1:], (count, 0.0)], strict=True):
-            state = i if here >= there else j
-            if abs(here - there) > abs(found.get(state, 0.0)):
-                found[state] = here - there
-    ranked = sorted(found.items(), key=lambda item: (-abs(item[1]), item[0]))
-    return [(i, change) for i, change in ranked if abs(change) >= drop and change][:wanted]
+        # Of equal differences, that of fewer statements is known better.
+        found = [
+            (-abs(here - there), j - i, i if here >= there else j, here - there)
+            for (i, here), (j, there) in pairwise([*known, (count, 0.0)])
+        ]
+    best: dict[int, float] = {}
+    for size, _, state, change in sorted(found):
+        if size and -size >= drop:
+            best.setdefault(state, change)
+    return list(best.items())[:wanted]
 
 
 def _stretches(values: Values, count: int) -> list[tuple[int, int, float]]:
