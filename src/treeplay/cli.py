@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from treeplay.cli_experiment import experiment
 from treeplay.cli_judge import judge_app
 from treeplay.cli_told import err, out, told
 from treeplay.errors import TreeplayError
@@ -28,6 +29,7 @@ app = typer.Typer(
 tasks_app = typer.Typer(help="The starter pack, and tasks of your own.", no_args_is_help=True)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(judge_app, name="judge")
+app.command()(experiment)
 
 SOURCE = "'starter', a JSONL file, or TOML files."
 Recipe = Annotated[str, typer.Argument(help="A YAML file, or the name of a built-in recipe.")]

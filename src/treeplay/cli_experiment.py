@@ -1,0 +1,108 @@
+"""``treeplay experiment``: play a protocol, or make the results page from what was played."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from treeplay.cli_told import err, out, told
+from treeplay.errors import ConfigError
+
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings of every run, as key=value.")]
+
+
+@told
+def experiment(
+    name: Annotated[
+        str | None, typer.Argument(help="main, unseen, transfer, ablation or paper.")
+    ] = None,
+    overrides: Overrides = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of the record-form files.")] = None,
+    model: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")] = "smollm2",
+    methods: Annotated[str, typer.Option(help="Arms to play, comma separated.")] = "",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "0,1,2",
+    size: Annotated[str, typer.Option(help="cpu, gpu or smoke: how much of the data.")] = "cpu",
+    folder: Annotated[Path, typer.Option("--out", help="Where the runs lie.")] = Path(
+        "runs/experiments"
+    ),
+    results: Annotated[Path, typer.Option(help="Where results are written.")] = Path("results"),
+    dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
+    tables: Annotated[
+        Path | None, typer.Option(help="Make the results page from this folder and stop.")
+    ] = None,
+    page: Annotated[Path, typer.Option(help="The page that --tables writes into.")] = Path(
+        "docs/results.md"
+    ),
+) -> None:
+    """Compare methods on the same data, seeds and budgets. What was interrupted goes on."""
+    if tables is not None:
+        from treeplay.experiments.page import write_page
+
+        for path in write_page(tables, page):
+            out.print(f"written: {path}", markup=False)
+        return
+    if name is None or data is None:
+        raise ConfigError("experiment takes a NAME and --data FOLDER, or --tables FOLDER")
+    plan, reporter = _plan(name, overrides, data, model, methods, seeds, size, folder, results)
+    from treeplay.experiments.plan import lines
+    from treeplay.experiments.runs import run_plan
+
+    if dry_run:
+        for line in lines(plan):
+            out.print(line, markup=False)
+        return
+    outcomes = run_plan(plan, reporter)
+    for one in outcomes:
+        state = "done" if one.played else "there"
+        out.print(f"{one.arm}, seed {one.seed}: {state}: {one.path}", markup=False)
+        for fault in one.faults:
+            out.print(f"  failed: {fault}", markup=False)
+    if any(one.faults for one in outcomes):
+        raise typer.Exit(1)
+
+
+def _plan(
+    name: str,
+    overrides: list[str] | None,
+    data: Path,
+    model: str,
+    methods: str,
+    seeds: str,
+    size: str,
+    folder: Path,
+    results: Path,
+) -> tuple[Any, Any]:
+    from treeplay.experiments.data import prepare
+    from treeplay.experiments.plan import Plan, chosen_arms
+    from treeplay.experiments.protocol import SIZES, load_protocol
+    from treeplay.progress import Reporter
+    from treeplay.words import nearest
+
+    chosen_size = next((known for known in SIZES if known == size), None)
+    if chosen_size is None:
+        raise ConfigError(f"--size {size}: {nearest(size, SIZES)}")
+    try:
+        numbers = tuple(dict.fromkeys(int(seed) for seed in seeds.split(",")))
+    except ValueError:
+        raise ConfigError(f"--seeds {seeds}: give whole numbers, like 0,1,2") from None
+    wanted = [arm.strip() for arm in methods.split(",") if arm.strip()]
+    protocol, arms = chosen_arms(load_protocol(name), wanted)
+    reporter = Reporter(err)
+    where = folder / protocol.name
+    folds = prepare(protocol, data, where, chosen_size, reporter.say)
+    return (
+        Plan(
+            protocol=protocol,
+            size=chosen_size,
+            model=model,
+            arms=arms,
+            seeds=numbers,
+            folds=tuple(folds),
+            out=folder,
+            results=results,
+            overrides=tuple(overrides or ()),
+        ),
+        reporter,
+    )

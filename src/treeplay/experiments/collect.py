@@ -1,0 +1,146 @@
+"""From run folders to ``results/PROTOCOL/MODEL/ARM/SEED.json``.
+
+The file has the form of ``report.json`` (a run a fold) without samples and trees, and instead
+``tasks``: for every evaluated task how many of its samples got which verdict. All tables are made
+from these counts, so anybody can make them again without the model, or make others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import lru_cache
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from treeplay.errors import RunError
+from treeplay.metrics import Scored
+from treeplay.report import build_report, read_run
+from treeplay.run import read_jsonl, write_text
+from treeplay.tasks.select import Suite
+
+LABELS = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")
+# tested: has functional tests; general: asks nothing about security. passed: samples that pass the
+# functional tests; both: that are secure as well. chars, tokens: means over the samples.
+COLUMNS = (
+    *("fold", "suite", "split", "language", "cwe", "task", "tested", "general", "n"),
+    *LABELS,
+    *("passed", "both", "chars", "tokens"),
+)
+
+
+def task_rows(samples: Sequence[Scored], suites: Sequence[Suite], fold: int) -> list[list[Any]]:
+    """One row a suite and task, in the order of :data:`COLUMNS`."""
+    known = {(suite.name, task.id): task for suite in suites for task in suite.tasks}
+    groups: dict[tuple[str, str], list[Scored]] = {}
+    for one in samples:
+        groups.setdefault((one.suite, one.task), []).append(one)
+    rows: list[list[Any]] = []
+    for key, some in groups.items():
+        task, n = known[key], len(some)
+        labels = [one.verdict.label for one in some]
+        passed = [one.verdict.functional is True for one in some]
+        secure = [label == "secure" for label in labels]
+        rows.append(
+            [
+                *(fold, key[0], some[0].split, task.language, list(task.cwe), key[1]),
+                *(task.tests is not None, task.general, n),
+                *(sum(label == name for label in labels) for name in LABELS),
+                sum(passed),
+                sum(a and b for a, b in zip(passed, secure, strict=True)),
+                round(sum(len(one.answer) for one in some) / n, 1),
+                round(sum(one.tokens for one in some) / n, 1),
+            ]
+        )
+    return rows
+
+
+def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> dict[str, Any]:
+    """What the results keep of one run folder: of its last player, or with ``final`` false of
+    the base model. ``report.json`` and ``report.html`` are made in the folder for people."""
+    report = build_report(folder)
+    samples = read_run(folder).samples
+    last = max(one.round for one in samples) if final else 0
+    if final and last == 0:
+        raise RunError(f"{folder}: no player was evaluated but the base model")
+    config = report["run"]["manifest"].get("config", {})
+    return {
+        "fold": fold,
+        "run": {
+            **{key: report["run"][key] for key in ("model", "method", "seed")},
+            "rounds": last,
+            "config": config,
+            "versions": report["run"]["manifest"].get("versions", {}),
+            "identities": report["run"]["manifest"].get("identities", {}),
+        },
+        "rows": [row for row in report["rows"] if row["cwe"] is None and row["round"] == last],
+        "branches": report["branches"],
+        "training": {name: _training(rows) for name, rows in report["training"].items()},
+        "timings": report["timings"],
+        "used": used(folder),
+        "tasks": task_rows([one for one in samples if one.round == last], suites, fold),
+    }
+
+
+def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Steps, and the figures of the first and of the last one."""
+    return {"steps": len(rows), "first": rows[0], "last": rows[-1]} if rows else {"steps": 0}
+
+
+def used(folder: Path) -> dict[str, int]:
+    """What a run's training took: ``sampled`` tokens that the opponent wrote for it, ``nodes``
+    they were sampled at, and ``gradient`` tokens: sequences through forward and backward, every
+    one counted whole, whether or not it shared a pass."""
+    sampled = nodes = gradient = 0
+    for path in sorted(folder.glob("round-*/judged.jsonl")):
+        for tree in read_jsonl(path):
+            nodes += len(tree["nodes"])
+            sampled += sum(len(branch["ids"]) for branch in tree["branches"])
+    for path in sorted(folder.glob("round-*/train.jsonl")):
+        for row in read_jsonl(path):
+            sampled += int(row.get("sampled", 0))
+            gradient += int(row.get("learnt", 0))
+    return {"sampled": sampled, "nodes": nodes, "gradient": gradient}
+
+
+def write_result(path: Path, runs: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> None:
+    """Write one result: ``told`` (protocol, arm, seed, faults, ...), the ``runs`` of its folds, and
+    their tasks together, a line each."""
+    head = {
+        "treeplay": version("treeplay"),
+        "code": code_digest(),
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **told,
+        "runs": [{k: v for k, v in run.items() if k != "tasks"} for run in runs],
+        "columns": list(COLUMNS),
+    }
+    rows = [json.dumps(row, ensure_ascii=False) for run in runs for row in run["tasks"]]
+    text = json.dumps(head, indent=1, ensure_ascii=False, allow_nan=False)
+    body = ",\n  ".join(rows)
+    write_text(path, text.removesuffix("\n}") + f',\n "tasks": [\n  {body}\n ]\n}}\n')
+
+
+def without_paths(value: Any, folders: Iterable[tuple[Path, str]]) -> Any:
+    """``value`` with the folders of this machine replaced by names."""
+    if isinstance(value, Mapping):
+        return {key: without_paths(inner, folders) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(inner, folders) for inner in value]
+    if isinstance(value, str):
+        for folder, name in folders:
+            value = value.replace(str(folder), name)
+    return value
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A digest of this package's Python source: the same string means the same code."""
+    root = Path(str(resources.files("treeplay")))
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]

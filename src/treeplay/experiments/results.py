@@ -1,0 +1,165 @@
+"""Read results and turn counts into arrays of rates, (seeds, tasks) an arm.
+
+results/PROTOCOL/MODEL/ARM/SEED.json
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from treeplay.errors import RunError
+from treeplay.experiments.collect import COLUMNS
+from treeplay.experiments.plan import BASE
+from treeplay.experiments.protocol import load_protocol, protocol_names
+from treeplay.experiments.stats import Floats
+from treeplay.run import read_json
+
+# What is worked out for every task; see :func:`rate`.
+MEASURES = (
+    *("spr1_all", "spr1_valid", "vulnerable", "valid", "inert", "unknown"),
+    *("tokens", "pass1", "secure_pass1"),
+)
+Key = tuple[str, str]  # suite, task
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that are looked at together: a suite, or several."""
+
+    name: str
+    keys: tuple[Key, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """All results of one protocol and model. ``rows``: arm -> seed -> (suite, task) -> counts;
+    ``told``: arm -> seed -> the rest of the file."""
+
+    protocol: str
+    model: str
+    title: str
+    reference: str
+    baselines: tuple[str, ...]
+    arms: tuple[str, ...]
+    rows: dict[str, dict[int, dict[Key, dict[str, Any]]]]
+    told: dict[str, dict[int, dict[str, Any]]]
+
+    def seeds(self, arm: str) -> list[int]:
+        """Seeds with results, faults left out."""
+        return sorted(seed for seed, rows in self.rows.get(arm, {}).items() if rows)
+
+    def groups(self) -> list[Group]:
+        """Every suite; before them the executed tasks in a decision form together, and then in
+        full form, where more than one suite has such."""
+        found: dict[Key, dict[str, Any]] = {}
+        for seeds in self.rows.values():
+            for rows in seeds.values():
+                found |= rows
+        suites = sorted({suite for suite, _ in found}, key=_suite_order)
+        out = []
+        for name, full in (("executed, decision form", False), ("executed, full form", True)):
+            keys = tuple(
+                key
+                for key, row in found.items()
+                if row["tested"] and not row["general"] and key[0].endswith("@full") == full
+            )
+            if len({suite for suite, _ in keys}) > 1:
+                out.append(Group(name, tuple(sorted(keys))))
+        for suite in suites:
+            out.append(Group(suite, tuple(sorted(key for key in found if key[0] == suite))))
+        return out
+
+    def values(
+        self, arm: str, group: Group, measure: str, seeds: Sequence[int] | None = None
+    ) -> Floats:
+        """(seeds, tasks) rates, NaN where an arm has none."""
+        chosen = self.seeds(arm) if seeds is None else list(seeds)
+        rows = self.rows.get(arm, {})
+        table = [
+            [rate(rows.get(seed, {}).get(key), measure) for key in group.keys] for seed in chosen
+        ]
+        return np.array(table, dtype=np.float64).reshape(len(chosen), len(group.keys))
+
+    def together(self, one: str, other: str) -> list[int]:
+        """Seeds that both arms have."""
+        return sorted(set(self.seeds(one)) & set(self.seeds(other)))
+
+
+def rate(row: Mapping[str, Any] | None, measure: str) -> float:
+    """One measure of one task's counts (see :mod:`treeplay.metrics` for the formulas); ``tokens``
+    is the mean number sampled. NaN where there is nothing to measure."""
+    if row is None:
+        return float("nan")
+    n, secure = row["n"], row["secure"]
+    judged = secure + row["vulnerable"] + row["inert"]
+    if measure == "tokens":
+        return float(row["tokens"])
+    if measure == "valid":
+        return float((judged + row["plain"]) / n)
+    if measure == "unknown":
+        return float(row["unknown"] / n)
+    if measure == "pass1":
+        return float(row["passed"] / n) if row["tested"] else float("nan")
+    if row["general"]:
+        return float("nan")
+    if measure == "secure_pass1":
+        return float(row["both"] / n) if row["tested"] else float("nan")
+    if measure == "spr1_valid":
+        return float(secure / judged) if judged else float("nan")
+    return float(row[{"spr1_all": "secure"}.get(measure, measure)] / n)
+
+
+def read_studies(folder: Path) -> list[Study]:
+    """Every protocol and model under ``folder``. Raises :class:`RunError` for a file that cannot
+    be read or is no result, and where there is none."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*/*/*/*.json")):
+        data = read_json(path)
+        place = (data.get("protocol"), data.get("model"), data.get("arm"), str(data.get("seed")))
+        if place != (*path.parts[-4:-1], path.stem) or data.get("columns") != list(COLUMNS):
+            raise RunError(f"{path}: this is no result of treeplay experiment; remove it")
+        found.setdefault((data["protocol"], data["model"]), []).append(data)
+    if not found:
+        raise RunError(
+            f"{folder} holds no results; run treeplay experiment NAME --results {folder} first"
+        )
+    return [_study(*key, found[key]) for key in sorted(found, key=_study_order)]
+
+
+def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
+    rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
+    told: dict[str, dict[int, dict[str, Any]]] = {}
+    for data in results:
+        tasks = [dict(zip(COLUMNS, row, strict=True)) for row in data["tasks"]]
+        rows.setdefault(data["arm"], {})[data["seed"]] = {
+            (row["suite"], row["task"]): row for row in tasks
+        }
+        told.setdefault(data["arm"], {})[data["seed"]] = {
+            key: value for key, value in data.items() if key != "tasks"
+        }
+    title, reference, order = protocol, "tsp", list[str]()
+    baselines: tuple[str, ...] = ()
+    if protocol in protocol_names():
+        known = load_protocol(protocol)
+        title, reference, baselines = known.title, known.reference, known.baselines
+        order = list(known.arms)
+    arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
+    return Study(protocol, model, title, reference, tuple(baselines), tuple(arms), rows, told)
+
+
+def _place(order: list[str], arm: str) -> int:
+    return order.index(arm) if arm in order else len(order)
+
+
+def _study_order(key: tuple[str, str]) -> tuple[int, str, str]:
+    order = ["main", "unseen", "transfer", "ablation", "paper"]
+    return (_place(order, key[0]), *key)
+
+
+def _suite_order(suite: str) -> tuple[bool, str]:
+    return suite.endswith("@full"), suite

@@ -1,0 +1,270 @@
+"""Play the runs of a plan one by one. A fault of one is recorded and the rest goes on.
+
+Every run is an ordinary run folder (``treeplay report`` shows it) and is resumed like one. The
+base model is evaluated once a seed, and runs that would grow the same trees share them: the
+finished stage file is copied, and its digest kept beside it in ``shared.json``.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import shutil
+import traceback
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from treeplay.config import to_dict
+from treeplay.contrasts import Contrast
+from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
+from treeplay.experiments.collect import collect, without_paths, write_result
+from treeplay.experiments.plan import BASE, Cell, Plan
+from treeplay.play import Game
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.play_train import learns_from_contrasts
+from treeplay.progress import Reporter
+from treeplay.run import open_run, read_json, write_json, write_text
+
+# Sections that decide how the base model answers, and those that decide how trees grow.
+EVALUATED = ("seed", "model", "judge", "eval")
+GROWN = ("seed", "model", "judge", "nodes", "grow", "golden")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an arm and a seed: its file, and a sentence for every fault."""
+
+    arm: str
+    seed: int
+    path: Path
+    faults: tuple[str, ...]
+    played: bool
+
+
+def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
+    """Play everything that has no result yet (a result with faults is tried again).
+
+    Raises :class:`ConfigError` for results there that other settings made.
+    """
+    found = []
+    units = plan.units()
+    for number, (arm, seed) in enumerate(units, start=1):
+        path = plan.result(arm, seed)
+        digest = plan_digest(plan, arm, seed)
+        old = read_json(path) if path.is_file() else None
+        if old is not None and not old["faults"]:
+            if old["digest"] != digest:
+                raise ConfigError(
+                    f"{path} was made with other settings or data; remove it, or choose another "
+                    "folder with --results"
+                )
+            found.append(Outcome(arm, seed, path, (), False))
+            continue
+        reporter.say(f"== {number} of {len(units)}: {plan.protocol.name}, {arm}, seed {seed}")
+        runs, faults = [], []
+        for cell in plan.cells(arm, seed):
+            try:
+                runs.append(_play(plan, cell, reporter))
+            except TreeplayError as error:
+                faults.append({"fold": cell.fold, "fault": str(error)})
+            except Exception as error:  # one broken run must not end the others
+                write_text(cell.folder.with_name(cell.folder.name + ".trace"), _trace())
+                text = f"{type(error).__name__}: {error}".splitlines()[0]
+                faults.append({"fold": cell.fold, "fault": text})
+            gc.collect()
+        for fault in faults:
+            reporter.say(f"failed: {arm}, seed {seed}: {fault['fault']}")
+        named = ((plan.out, "OUT"), (Path(plan.model), plan.model_name))
+        folders = [(folder, name) for folder, name in named if folder.is_absolute()]
+        told = {
+            "protocol": plan.protocol.name,
+            "model": plan.model_name,
+            "arm": arm,
+            "seed": seed,
+            "size": plan.size,
+            "digest": digest,
+            "overrides": list(plan.overrides),
+            "faults": faults,
+            "data": [_told(cell) for cell in plan.cells(arm, seed)],
+        }
+        write_result(path, without_paths(runs, folders), without_paths(told, folders))
+        faulty = tuple(str(fault["fault"]) for fault in faults)
+        found.append(Outcome(arm, seed, path, faulty, True))
+    return found
+
+
+def _trace() -> str:
+    return traceback.format_exc()
+
+
+def _told(cell: Cell) -> dict[str, Any]:
+    return {"fold": cell.fold, **{k: v for k, v in cell.data.facts.items() if k != "asked"}}
+
+
+def plan_digest(plan: Plan, arm: str, seed: int) -> str:
+    """What a result depends on: recipe, overrides and data; not where things lie."""
+    parts = []
+    for cell in plan.cells(arm, seed):
+        recipe = plan.recipe(cell)
+        tasks = {
+            **recipe["tasks"],
+            "train": "",
+            "eval": [e.rpartition("@")[2] for e in recipe["tasks"]["eval"]],
+        }
+        parts.append({**recipe, "out": "", "tasks": tasks, "data": cell.data.facts["digests"]})
+    text = json.dumps([parts, plan.overrides, plan.size], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
+    """Play one run and collect it."""
+    if not cell.data.eval:
+        raise TaskError(f"fold {cell.fold} has no task to evaluate")
+    budget = _budget(plan, cell)
+    config = plan.config(cell, budget)
+    run = open_run(config, resume=(cell.folder / "manifest.json").is_file())
+    training = cell.arm != BASE
+    with closing(Game(run, reporter, training=training)) as game:
+        if not training:
+            game.evaluate(0)
+        else:
+            _borrow_base(plan, cell, game)
+            _borrow_trees(plan, cell, game)
+            game.evaluate(0)
+            _look_for_faults(game)
+            game.play()
+        found = collect(cell.folder, game.suites, cell.fold, final=training)
+    return {**found, "budget": list(budget)}
+
+
+def _look_for_faults(game: Game) -> None:
+    """Raises :class:`TaskError` where the data do not have what the method learns from, before
+    anything is trained."""
+    method = game.config.method
+    if not learns_from_contrasts(method) or game.adapter(1).is_dir():
+        return
+    trees = game.grow(1)
+    if method not in WITHOUT_BRANCHES and not any(tree.nodes for tree in trees):
+        raise TaskError(
+            f"none of the {len(trees)} training tasks has a risk node for method {method}; add to "
+            "nodes.sources, or train on other tasks"
+        )
+    contrasts: Sequence[Contrast] = game.contrasts(1)
+    if not contrasts and method in WITHOUT_BRANCHES:
+        raise TaskError(
+            f"method {method} learns from pairs, and none of the {len(trees)} training tasks has "
+            "a golden and a vulnerable answer; train on tasks that do"
+        )
+
+
+def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
+    """Settings that give an arm the tokens that the reference took, as far as these are known:
+    as many gradient tokens, and for methods that judge no branch as many branches as surely fit
+    into the sampled tokens (a branch taken at its longest)."""
+    if cell.arm in (BASE, plan.protocol.reference):
+        return ()
+    path = plan.result(plan.protocol.reference, cell.seed)
+    if not path.is_file() or plan.size == "smoke":
+        return ()
+    runs = [run for run in read_json(path)["runs"] if run["fold"] == cell.fold]
+    if not runs:
+        return ()
+    spent, config = runs[0]["used"], plan.config(cell)
+    arm = plan.recipe(cell)
+    out = []
+    if arm.get("train", {}).get("budget", 0) in (0, _common_budget(plan)):
+        out.append(f"train.budget={spent['gradient']}")
+    if config.method in UNJUDGED and "branches" not in arm.get("grow", {}):
+        root = config.nodes.sources == ("root",)
+        nodes = sum(cell.data.facts["train"].values()) if root else max(1, spent["nodes"])
+        branches = max(1, spent["sampled"] // (nodes * config.grow.max_tokens))
+        out.append(f"grow.branches={branches}")
+    if config.method == "grpo":
+        out.append(f"grpo.budget={spent['sampled']}")
+    return tuple(out)
+
+
+def _common_budget(plan: Plan) -> int:
+    """``train.budget`` as the protocol gives it to all arms."""
+    layers = (plan.protocol.settings, plan.protocol.sizes.get(plan.size, {}))
+    return max((int(layer.get("train", {}).get("budget", 0)) for layer in layers), default=0)
+
+
+def _borrow_base(plan: Plan, cell: Cell, game: Game) -> None:
+    """Copy the base model's judged answers from its own run, where that asked the same."""
+    source = next(c for c in plan.cells(BASE, cell.seed) if c.fold == cell.fold).folder
+    old = _config(source)
+    now = to_dict(game.config)
+    same = old is not None and all(old[key] == now[key] for key in EVALUATED)
+    if same and old is not None and _asked(old) == _asked(now):
+        _borrow(source, game, "eval/base.jsonl")
+
+
+def _asked(config: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in config["tasks"].items() if k not in ("train", "limit")}
+
+
+def _borrow_trees(plan: Plan, cell: Cell, game: Game) -> None:
+    """Copy the trees of round 1 from a run of the same seed that grew them by the same settings
+    and had them judged alike."""
+    if not learns_from_contrasts(game.config.method):
+        return
+    now = to_dict(game.config)
+    for arm in plan.arms:
+        source = next(c for c in plan.cells(arm, cell.seed) if c.fold == cell.fold).folder
+        old = _config(source) if arm != cell.arm else None
+        if (
+            old is not None
+            and _kind(old["method"]) == _kind(game.config.method)
+            and all(old.get(key) == now.get(key) for key in GROWN)
+            and old["tasks"] == now["tasks"]
+            and _borrow(source, game, "round-1/judged.jsonl")
+        ):
+            return
+
+
+def _kind(method: str) -> str:
+    """Methods of a kind make the same trees of the same settings."""
+    if method in WITHOUT_BRANCHES:
+        return "no branches"
+    return "not judged" if method in UNJUDGED else "judged"
+
+
+def _borrow(source: Path, game: Game, name: str) -> bool:
+    """Copy a finished stage file, or check that the one copied before is still the same.
+
+    Raises :class:`RunError` where it changed, or where the two runs are of different models.
+    """
+    target, record = game.run.folder / name, game.run.folder / "shared.json"
+    shared = read_json(record) if record.is_file() else {}
+    if target.is_file():
+        if name in shared and shared[name] != _digest(target):
+            raise RunError(f"{target} is not what was copied there; remove the folder of this run")
+        return True
+    if not (source / name).is_file():
+        return False
+    theirs = read_json(source / "manifest.json")["identities"]
+    ours = game.run.manifest["identities"]
+    for role in ("base", "tokenizer", "judge"):
+        if theirs.get(role) != ours.get(role):
+            return False
+    shared[name] = _digest(source / name)
+    write_json(record, shared)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(target.name + ".tmp")
+    shutil.copyfile(source / name, part)
+    part.replace(target)
+    return True
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    path = folder / "manifest.json"
+    return read_json(path)["config"] if path.is_file() else None

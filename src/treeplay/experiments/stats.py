@@ -1,0 +1,138 @@
+"""Statistics of compared methods: intervals, paired differences, tests.
+
+The values are rates of tasks, an array (seeds, tasks) an arm: every task's rate is a mean over its
+samples, NaN where there is nothing to measure. Tasks and seeds are two crossed random factors: the
+same tasks are answered by the players of every seed. So the bootstrap draws both anew, seeds and
+tasks each with replacement, and takes the mean over the grid that they span (the pigeonhole
+bootstrap: McCullagh 2000, *Resampling and exchangeable arrays*, Bernoulli 6; Owen 2007, *The
+pigeonhole bootstrap*, Annals of Applied Statistics 1, who shows that it errs on the wide side).
+With one seed only tasks vary, and an interval says nothing about other seeds.
+
+Tests flip signs: under the null hypothesis that two methods are alike, a task's difference (mean
+over seeds) is as likely as its negative (Fisher's randomisation test for pairs). They take the
+seeds as given; Holm's step-down procedure (Holm 1979) corrects for the size of the family.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+RESAMPLES = 4000
+EXACT = 14  # differences up to which all sign flips are tried
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """``value`` and its 95 % interval; None where there is too little to tell. ``tasks`` and
+    ``seeds`` are how many it rests on."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    tasks: int
+    seeds: int
+
+
+def estimate(values_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Mean of ``values_ST`` (seeds, tasks; NaN: no value) over tasks of the mean over seeds, with
+    the percentile interval of the crossed bootstrap. No interval with fewer than two tasks."""
+    kept_ST = _kept(values_ST)
+    seeds, tasks = kept_ST.shape
+    if tasks == 0 or seeds == 0:
+        return Estimate(None, None, None, 0, 0)
+    value = float(kept_ST.mean())
+    if tasks < 2:
+        return Estimate(value, None, None, tasks, seeds)
+    means = _resampled([kept_ST], seed, resamples)[0]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return Estimate(value, float(low), float(high), tasks, seeds)
+
+
+def difference(a_ST: Floats, b_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """``a_ST - b_ST`` within task and seed, as :func:`estimate`. The columns are the same tasks,
+    the rows the same seeds. Exactly zero, with no width, where the two are alike."""
+    return estimate(a_ST - b_ST, seed, resamples)
+
+
+def ratio(a_ST: Floats, b_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+    """Mean of ``a_ST`` over mean of ``b_ST``, both on the same resamples of tasks and seeds.
+
+    A resample whose denominator is zero counts as infinitely large where the numerator is above
+    zero, and is left out where both are zero; an end of the interval may so be infinite (inf).
+    """
+    both = ~np.isnan(a_ST) & ~np.isnan(b_ST)
+    a_kept = _kept(np.where(both, a_ST, np.nan))
+    b_kept = _kept(np.where(both, b_ST, np.nan))
+    seeds, tasks = a_kept.shape
+    if tasks == 0 or seeds == 0 or b_kept.mean() == 0:
+        return Estimate(None, None, None, tasks, seeds)
+    value = float(a_kept.mean() / b_kept.mean())
+    if tasks < 2:
+        return Estimate(value, None, None, tasks, seeds)
+    top, bottom = _resampled([a_kept, b_kept], seed, resamples)
+    some = (top > 0) | (bottom > 0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = top[some] / bottom[some]
+    low, high = np.percentile(ratios, (2.5, 97.5), method="closest_observation")
+    return Estimate(value, float(low), float(high), tasks, seeds)
+
+
+def _kept(values_ST: Floats) -> Floats:
+    """The rows and columns that hold values, NaN-free. A task that lacks a value in some seeds
+    stands in with its mean over the others; one that has none, or a seed that has none, goes."""
+    there = ~np.isnan(values_ST)
+    rows, columns = there.any(axis=1), there.any(axis=0)
+    some = values_ST[rows][:, columns]
+    if np.isnan(some).any():
+        some = np.where(np.isnan(some), np.nanmean(some, axis=0, keepdims=True), some)
+    return some
+
+
+def _resampled(tables: Sequence[Floats], seed: int, resamples: int) -> list[Floats]:
+    """Means of every table (seeds, tasks) on the same crossed resamples; (resamples,) each."""
+    seeds, tasks = tables[0].shape
+    rng = np.random.default_rng([seed, seeds, tasks])
+    task_RT = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples) / tasks
+    seed_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    return [np.einsum("rs,st,rt->r", seed_RS, table, task_RT, optimize=True) for table in tables]
+
+
+def sign_flip(a_ST: Floats, b_ST: Floats, seed: int = 0, flips: int = 20_000) -> float | None:
+    """Two-sided p-value of "no difference on average" by flipping the sign of every task's
+    difference (mean over seeds); all flips where at most :data:`EXACT` differences are not zero,
+    else ``flips`` drawn ones, the observed one counted in (so p is never 0). None without tasks
+    in common."""
+    some = _kept(a_ST - b_ST)
+    if some.size == 0:
+        return None
+    found = some.mean(axis=0)
+    found = found[np.abs(found) > 1e-12]  # a zero is the same with either sign
+    if found.size == 0:
+        return 1.0
+    seen = abs(found.sum())
+    if found.size <= EXACT:
+        signs = np.array(list(itertools.product((1.0, -1.0), repeat=found.size)))
+        return float((np.abs(signs @ found) >= seen - 1e-9).mean())
+    rng = np.random.default_rng([seed, found.size])
+    signs = rng.integers(0, 2, size=(flips, found.size)) * 2.0 - 1.0
+    hits = int((np.abs(signs @ found) >= seen - 1e-9).sum())
+    return (hits + 1) / (flips + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Holm 1979), in the order given: with p sorted upwards, the i-th of
+    m becomes the largest of (m - j) p_j over j <= i (counted from 0), at most 1."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    out = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        out[index] = largest
+    return out

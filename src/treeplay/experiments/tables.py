@@ -1,0 +1,222 @@
+"""Markdown tables of one study, made from counts alone. Rates are percent, differences points."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from treeplay.experiments.plan import BASE
+from treeplay.experiments.results import MEASURES, Group, Study
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, ratio, sign_flip
+
+HEADINGS = {
+    "spr1_all": "SPR@1",
+    "spr1_valid": "SPR@1 of valid",
+    "vulnerable": "vulnerable",
+    "valid": "valid",
+    "inert": "inert",
+    "unknown": "unknown",
+    "tokens": "tokens",
+    "pass1": "pass@1",
+    "secure_pass1": "secure-pass@1",
+}
+MINUS = "\u2212"
+WITH_INTERVAL = ("spr1_all", "vulnerable", "secure_pass1")
+
+
+def study_tables(study: Study) -> list[str]:
+    """The lines of a study's section below its heading."""
+    out = _facts(study)
+    out += ["", *_comparisons(study)]
+    for group in study.groups():
+        out += ["", *_rates(study, group)]
+    out += ["", *_costs(study)]
+    faults = _faults(study)
+    return out + (["", *faults] if faults else [])
+
+
+def _facts(study: Study) -> list[str]:
+    first = next(told for seeds in study.told.values() for told in seeds.values())
+    seeds = sorted({seed for arm in study.arms for seed in study.seeds(arm)})
+    runs = [run for seeds in study.told.values() for t in seeds.values() for run in t["runs"]]
+    versions = runs[0]["run"]["versions"] if runs else {}
+    shared = {
+        (suite, one["task"])
+        for data in first["data"]
+        for suite, some in data["contamination"].items()
+        for one in some
+    }
+    trained = [sum(data["train"].values()) for data in first["data"]]
+    sizes = sorted({t["size"] for some in study.told.values() for t in some.values()})
+    digests = ", ".join(sorted({t["code"] for some in study.told.values() for t in some.values()}))
+    command = f"treeplay experiment {study.protocol} --data DIR --model {study.model}"
+    command += f" --size {sizes[0]} --seeds {','.join(map(str, seeds))}"
+    extra = sorted(
+        {o for some in study.told.values() for t in some.values() for o in t["overrides"]}
+    )
+    command += "".join(f" {one}" for one in extra)
+    named = ", ".join(f"{name} {number}" for name, number in versions.items())
+    return [
+        f"Trained on {' / '.join(map(str, trained))} tasks; {len(seeds)} "
+        f"seed{'s' * (len(seeds) != 1)}; evaluation tasks that share a tenth of their 13-grams "
+        f"with training: {len(shared)}.",
+        f"Code {digests}; {named}.",
+        "",
+        "```",
+        command,
+        "```",
+    ]
+
+
+def _rates(study: Study, group: Group) -> list[str]:
+    """One group: every arm's SPR@1 and, beside it, all by which it could have been bought."""
+    shown = [
+        measure
+        for measure in MEASURES
+        if any(
+            estimate(study.values(arm, group, measure), resamples=1).value is not None
+            for arm in study.arms
+        )
+    ]
+    heads = ["arm", *(HEADINGS[measure] for measure in shown)]
+    out = [f"**{group.name}** ({len(group.keys)} tasks)", "", *_head(heads)]
+    for arm in study.arms:
+        if not study.seeds(arm):
+            continue
+        cells = [f"`{arm}`"]
+        for measure in shown:
+            found = estimate(study.values(arm, group, measure))
+            scale = 1 if measure == "tokens" else 100
+            cells.append(_cell(found, scale, interval=measure in WITH_INTERVAL))
+        out.append(_line(cells))
+    return out
+
+
+def _comparisons(study: Study) -> list[str]:
+    """The reference against every other arm, group by group; p-values corrected by Holm over all
+    of them."""
+    if not study.seeds(study.reference):
+        return [f"No run of `{study.reference}` has a result, so nothing is compared."]
+    rows: list[list[str]] = []
+    p_values: list[float] = []
+    for group in study.groups():
+        for arm in study.arms:
+            seeds = study.together(study.reference, arm)
+            if arm == study.reference or not seeds:
+                continue
+            mine = study.values(study.reference, group, "spr1_all", seeds)
+            theirs = study.values(arm, group, "spr1_all", seeds)
+            p_value = sign_flip(mine, theirs)
+            if p_value is None:
+                continue
+            bad = [study.values(one, group, "vulnerable", seeds) for one in (study.reference, arm)]
+            works = [study.values(one, group, "pass1", seeds) for one in (study.reference, arm)]
+            p_values.append(p_value)
+            rows.append(
+                [
+                    group.name,
+                    f"`{arm}`",
+                    _cell(difference(mine, theirs), 100, sign=True),
+                    _cell(ratio(mine, theirs), 1, digits=2),
+                    _p(p_value),
+                    _cell(difference(bad[0], bad[1]), 100, sign=True),
+                    _cell(ratio(bad[0], bad[1]), 1, digits=2),
+                    _cell(difference(works[0], works[1]), 100, sign=True),
+                ]
+            )
+    heads = [
+        *("tasks", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"),
+        *("vulnerable", "vulnerable, ratio", "pass@1"),
+    ]
+    out = [
+        f"`{study.reference}` against the others, paired by task and seed "
+        f"(Holm over {len(rows)} comparisons):",
+        "",
+        *_head(heads),
+    ]
+    for row, corrected in zip(rows, holm(p_values), strict=True):
+        out.append(_line([*row[:5], _p(corrected), *row[5:]]))
+    return out
+
+
+def _costs(study: Study) -> list[str]:
+    """What every arm was given: mean over seeds of the sum over folds."""
+    heads = ["arm", "seeds", "sampled tokens", "gradient tokens", "grow s", "train s", "evaluate s"]
+    out = ["What it took (means over seeds; stages that a run shares with another are not in it):"]
+    out += ["", *_head(heads)]
+    for arm in study.arms:
+        some = [told for told in study.told[arm].values() if told["runs"]]
+        if not some:
+            continue
+
+        def mean(values: Sequence[float]) -> str:
+            return f"{sum(values) / len(values):,.0f}"
+
+        cells = [f"`{arm}`", str(len(some))]
+        for kind in ("sampled", "gradient"):
+            cells.append(mean([sum(run["used"][kind] for run in told["runs"]) for told in some]))
+        for part in ("grow", "train", "evaluate"):
+            cells.append(mean([_seconds(told["runs"], arm, part) for told in some]))
+        out.append(_line(cells))
+    return out
+
+
+def _seconds(runs: Sequence[Mapping[str, Any]], arm: str, part: str) -> float:
+    """Seconds of one part (grow, train, evaluate) of the runs of an arm."""
+    return sum(
+        float(spent)
+        for run in runs
+        for stage, spent in run["timings"].items()
+        if (stage.split()[0] == BASE) == (arm == BASE) and _part(stage) == part
+    )
+
+
+def _part(stage: str) -> str:
+    """Of which part of a run a key of ``timings`` is: ``round-1 eval judge`` is evaluation."""
+    words = stage.split()[1:]
+    if "eval" in words:
+        return "evaluate"
+    if "train" in words or "score" in words:
+        return "train"
+    return "grow" if words else ""
+
+
+def _faults(study: Study) -> list[str]:
+    out = []
+    for arm in study.arms:
+        for seed, told in sorted(study.told[arm].items()):
+            for fault in told["faults"]:
+                fold = f", fold {fault['fold']}" if fault["fold"] else ""
+                out.append(f"- `{arm}`, seed {seed}{fold} has no result: {fault['fault']}")
+    return ["What failed:", "", *out] if out else []
+
+
+def _cell(
+    found: Estimate, scale: float, *, interval: bool = True, sign: bool = False, digits: int = 1
+) -> str:
+    if found.value is None:
+        return "n/a"
+
+    def number(value: float) -> str:
+        if math.isinf(value):
+            return "∞"
+        text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
+        return text.replace("-", MINUS) if float(text) else f"{0:.{digits}f}"
+
+    text = number(found.value)
+    if interval and found.low is not None and found.high is not None:
+        text += f" [{number(found.low)}, {number(found.high)}]"
+    return text
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _head(cells: Sequence[str]) -> list[str]:
+    return [_line(cells), "|" + "---|" * len(cells)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
