@@ -65,13 +65,18 @@ def estimate(game: Game) -> Estimate:
     probing = with_branches and "probe" in config.nodes.sources
     rollouts = len(trees) * probe.states * probe.rollouts if probing else 0
     grow_tokens = (branches + rollouts) * config.grow.max_tokens * config.rounds
-    grow_tokens += own * config.golden.samples * config.golden.max_tokens * config.rounds
+    golden = config.golden
+    answers = own * golden.samples
+    if own and golden.source == "repair":
+        answers += own * golden.attempts * golden.mends
+    grow_tokens += answers * golden.max_tokens * config.rounds
     paths = sum(len(tree.prompt_ids) + len(tree.golden_ids) for tree in trees)
+    paths += own * (1 + golden.samples) * golden.max_tokens  # golden paths, and the trie
     once = paths + branches * config.grow.max_tokens
     train_tokens = (config.train.budget or once * config.train.epochs) * config.rounds
     samples = suite_tasks * config.eval.samples * (config.rounds + 1)
     eval_tokens = samples * config.eval.max_tokens
-    sampled = own * config.golden.samples + rollouts
+    sampled = answers + rollouts
     sampled += 0 if config.method in UNJUDGED else branches
     judged = samples + sampled * config.rounds
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from treeplay.config import Config
+from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
@@ -32,8 +33,8 @@ def what_fits(
 ) -> tuple[list[Task], list[Suite]]:
     """The training tasks and suites that fit into the model's context.
 
-    Raises :class:`TaskError` for a task that does not, unless ``tasks.too_long`` is ``skip``; and
-    where none is left.
+    Raises :class:`TaskError` for a task that does not, unless ``tasks.too_long`` is ``skip``;
+    where none is left; and where the method needs vulnerable answers and there are none.
     """
 
     def fits(task: Task, answers: Sequence[str | None], room: int, setting: str) -> bool:
@@ -53,12 +54,13 @@ def what_fits(
     def given(task: Task) -> list[str | None]:
         if grpo:
             return [None]
-        return [task.golden, task.vulnerable if config.method == "dpo" else None]
+        return [task.golden, task.vulnerable if config.method in NEEDS_VULNERABLE else None]
 
     room, setting = config.grow.max_tokens, "grow.max_tokens"
     if grpo:
         room, setting = config.grpo.max_tokens, "grpo.max_tokens"
     if config.golden.source == "reference":
+        check_references(config.method, tasks, config.tasks.train)
         kept = [t for t in tasks if fits(t, given(t), room, setting)]
     else:
         room += config.golden.max_tokens
@@ -68,6 +70,7 @@ def what_fits(
     fitting = []
     for suite in suites:
         room = suite.max_tokens or config.eval.max_tokens
+        room += config.sven.tokens if config.method == "sven" else 0  # positions of the prefix
         asked = tuple(t for t in suite.tasks if fits(t, [None], room, "eval.max_tokens"))
         if not asked:
             raise TaskError(f"no task of {suite.name} fits the model's context; shorten them")
