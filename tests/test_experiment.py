@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from tinydata import make_data
@@ -12,7 +13,11 @@ from typer.testing import CliRunner
 from writer import make_writer
 
 from treeplay.cli import app
+from treeplay.config import Method
 from treeplay.errors import SandboxError
+from treeplay.experiments import runs
+from treeplay.experiments.collect import COLUMNS
+from treeplay.play import Game
 from treeplay.sandbox import check_sandbox
 
 RUNNER = CliRunner()
@@ -64,3 +69,124 @@ def test_two_steps_of_every_protocol(name: str, data: Path, writer: Path, tmp_pa
     assert told["faults"] == []
     assert len(told["runs"]) == (5 if name == "unseen" else 1)
     assert all(run["training"]["round-1"]["steps"] >= 1 for run in told["runs"])
+
+
+def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path) -> None:
+    """What a method lacks here (TRL, say) is told as a sentence; the others are played."""
+    methods = get_args(Method)
+    done = play("main", data, writer, tmp_path, "--methods", ",".join(methods))
+    told = {arm: result(tmp_path, writer, "main", arm) for arm in ("base", *methods)}
+    faults = {arm: one["faults"] for arm, one in told.items() if one["faults"]}
+    assert done.exit_code == (1 if faults else 0), done.output
+    assert not {"base", "tsp", "sft", "dpo", "spin", "tsp-paper"} & faults.keys(), faults
+    assert all(some[0]["fault"] in done.output.replace("\n", "") for some in faults.values())
+    played = [one for arm, one in told.items() if arm not in faults]
+    places = [[(row[1], row[5]) for row in one["tasks"]] for one in played]
+    assert all(place == places[0] for place in places)
+    for one in played:
+        rows = [dict(zip(COLUMNS, row, strict=True)) for row in one["tasks"]]
+        labels = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")
+        assert all(sum(row[label] for label in labels) == row["n"] for row in rows)
+        assert str(tmp_path) not in json.dumps(one)
+        assert one["data"][0]["contamination"].keys() == one["data"][0]["suites"].keys()
+    # The base model answered once, and methods that share trees did not grow them again.
+    shared = json.loads((folder_of(tmp_path, writer, "main", "tdpo") / "shared.json").read_text())
+    assert shared.keys() == {"eval/base.jsonl", "round-1/judged.jsonl"}
+    assert "round-1 grow" not in told["tdpo"]["runs"][0]["timings"]
+
+
+def folder_of(folder: Path, writer: Path, name: str, arm: str) -> Path:
+    return folder / "runs" / name / writer.name / arm / "0"
+
+
+def test_what_was_killed_goes_on_to_the_same_result(
+    data: Path, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arms(folder: Path) -> dict[str, Any]:
+        return {
+            arm: {**one, "created": None, "runs": [run["used"] for run in one["runs"]]}
+            for arm in ("base", "tsp", "sft")
+            for one in [result(folder, writer, "main", arm)]
+        }
+
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    asked = ("--methods", "tsp,sft")
+    assert play("main", data, writer, whole, *asked).exit_code == 0
+    real = Game.train
+    killed: list[int] = []
+
+    def train(self: Game, number: int) -> Path:
+        killed.append(number)
+        if len(killed) == 1:
+            raise KeyboardInterrupt
+        return real(self, number)
+
+    monkeypatch.setattr(Game, "train", train)
+    assert play("main", data, writer, broken, *asked).exit_code == 130
+    assert (folder_of(broken, writer, "main", "tsp") / "round-1" / "judged.jsonl").is_file()
+    assert play("main", data, writer, broken, *asked).exit_code == 0
+    assert arms(broken) == arms(whole)
+    again = play("main", data, writer, broken, *asked)
+    assert again.output.count(": there: ") == 3
+    # Results of other settings are not taken for these.
+    other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
+    assert other.exit_code == 2
+    assert "made with other settings" in other.output
+
+
+def test_a_fault_is_recorded_and_the_rest_goes_on(
+    data: Path, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = runs._look_for_faults
+
+    def without_pairs(game: Game) -> None:
+        if game.config.method == "dpo":
+            game.tasks = [replace(task, vulnerable=None) for task in game.tasks]
+        if game.config.method == "spin":
+            raise ZeroDivisionError("a bug")
+        real(game)
+
+    monkeypatch.setattr(runs, "_look_for_faults", without_pairs)
+    done = play(
+        "main", data, writer, tmp_path, "--methods", "dpo,spin,tsp,sft",
+        "nodes.sources=[annotated]",
+    )  # fmt: skip
+    assert done.exit_code == 1
+    faults = {
+        arm: [fault["fault"] for fault in result(tmp_path, writer, "main", arm)["faults"]]
+        for arm in ("tsp", "sft", "dpo", "spin")
+    }
+    assert faults["sft"] == []
+    assert "none of the 5 training tasks has a risk node" in faults["tsp"][0]
+    assert "method dpo learns from pairs" in faults["dpo"][0]
+    assert faults["spin"] == ["ZeroDivisionError: a bug"]
+    assert all(fault in done.output.replace("\n", "") for some in faults.values() for fault in some)
+    # They are tried again; what is there stays.
+    monkeypatch.setattr(runs, "_look_for_faults", real)
+    done = play("main", data, writer, tmp_path, "--methods", "spin,sft",
+                "nodes.sources=[annotated]")  # fmt: skip
+    assert "sft, seed 0: there" in done.output
+
+
+def test_bad_requests_are_one_sentence(data: Path, writer: Path, tmp_path: Path) -> None:
+    for name, more, words in (
+        ("mian", (), "did you mean 'main'?"),
+        ("main", ("--methods", "tps"), "did you mean"),
+        ("main", ("--seeds", "one"), "give whole numbers"),
+        ("main", ("--size", "big"), "--size big"),
+    ):
+        done = play(name, data, writer, tmp_path, *more)
+        assert (done.exit_code, words in done.output) == (2, True), done.output
+    (tmp_path / "few").mkdir()
+    done = play("main", tmp_path / "few", writer, tmp_path)
+    assert done.exit_code == 2
+    assert "lacks seccodeplt.jsonl, safecoder.train.jsonl" in done.output.replace("\n", " ")
+
+
+def test_the_plan_says_what_there_is_to_do(data: Path, writer: Path, tmp_path: Path) -> None:
+    done = play("main", data, writer, tmp_path, "--dry-run", "--methods", "sft,spin")
+    assert done.exit_code == 0
+    assert "train on 5 tasks: starter 2, seccodeplt 2, safecoder 1" in done.output
+    lines = [line.split() for line in done.output.splitlines() if ", seed 0" in line]
+    assert [line[0] for line in lines] == ["base,", "sft,", "spin,"]
+    assert not (tmp_path / "results").exists()

@@ -21,7 +21,7 @@ INK, FAINT = "#24292f", "#d0d7de"
 def study_plot(study: Study) -> str:
     """The SVG of a study: panels side by side, three a row, at most :data:`PANELS` groups."""
     arms = [arm for arm in study.arms if study.seeds(arm)]
-    groups = study.groups()[:PANELS]
+    groups = [g for g in study.main_groups() if _has(study, g, arms)][:PANELS]
     columns = max(1, min(3, len(groups)))
     high = TOP + ROW * len(arms) + 34
     rows = -(-len(groups) // columns)
@@ -39,6 +39,11 @@ def study_plot(study: Study) -> str:
         out += _panel(study, group, arms, x, y, labels=index % columns == 0)
     out += _legend(LABEL, height - 12)
     return "\n".join([*out, "</svg>", ""])
+
+
+def _has(study: Study, group: Group, arms: Sequence[str]) -> bool:
+    found = (estimate(study.values(arm, group, SHOWN[0][0]), resamples=1) for arm in arms)
+    return any(one.value is not None for one in found)
 
 
 def _said(study: Study, arms: Sequence[str]) -> str:

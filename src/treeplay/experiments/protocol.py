@@ -69,8 +69,9 @@ class Part:
 class Protocol:
     """``reference``: the arm whose tokens are the budget of the others, and that they are compared
     with. ``baselines``: the arms it is to beat. ``folds`` above 1: CWEs are held out in so many
-    folds, and ``train`` and ``eval`` are filtered by them. ``settings`` hold for all arms,
-    ``sizes`` for all arms of a size, ``arms`` for one (``method`` is the arm's name unless said).
+    folds, and ``train`` and ``eval`` are filtered by them. ``by_language``: suites are pooled
+    language by language. ``settings`` hold for all arms, ``sizes`` for all arms of a size, ``arms``
+    for one (``method`` is the arm's name unless said).
     """
 
     name: str
@@ -83,6 +84,7 @@ class Protocol:
     reference: str = "tsp"
     baselines: tuple[str, ...] = ("sft",)
     folds: int = 1
+    by_language: bool = False
 
     def files(self) -> list[str]:
         """The files of the data folder that the protocol needs."""

@@ -5,7 +5,7 @@ results/PROTOCOL/MODEL/ARM/SEED.json
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ class Study:
     title: str
     reference: str
     baselines: tuple[str, ...]
+    by_language: bool
     arms: tuple[str, ...]
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]]
     told: dict[str, dict[int, dict[str, Any]]]
@@ -54,25 +55,53 @@ class Study:
         return sorted(seed for seed, rows in self.rows.get(arm, {}).items() if rows)
 
     def groups(self) -> list[Group]:
-        """Every suite; before them the executed tasks in a decision form together, and then in
-        full form, where more than one suite has such."""
+        """The main groups, then every suite that is not one of them."""
+        main = self.main_groups()
+        known = {group.keys for group in main}
+        suites = sorted({suite for suite, _ in self._counts()}, key=_suite_order)
+        every = [
+            Group(suite, tuple(sorted(key for key in self._counts() if key[0] == suite)))
+            for suite in suites
+        ]
+        return main + [group for group in every if group.keys not in known]
+
+    def main_groups(self) -> list[Group]:
+        """What methods are compared on: the executed tasks of all suites together in a decision
+        form and in full form (``by_language``: in each language), the tasks without tests, and
+        those of general ability."""
+        found = self._counts().values()
+        languages = sorted({row["language"] for row in found}) if self.by_language else [""]
+        out = []
+        for form, full in (("decision form", False), ("full form", True)):
+            for language in languages:
+
+                def tested(
+                    row: dict[str, Any], full: bool = full, language: str = language
+                ) -> bool:
+                    return (
+                        row["tested"]
+                        and not row["general"]
+                        and _full(row) == full
+                        and language in ("", row["language"])
+                    )
+
+                name = f"executed, {form}" + (f", {language}" if language else "")
+                out.append(self._group(name, tested))
+        out.append(self._group("judged by static tools", lambda row: not row["tested"]))
+        out.append(self._group("general ability", lambda row: row["general"]))
+        return [group for group in out if group.keys]
+
+    def _group(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> Group:
+        some = self._counts().items()
+        return Group(name, tuple(sorted(key for key, row in some if wanted(row))))
+
+    def _counts(self) -> dict[Key, dict[str, Any]]:
+        """Some arm's counts of every task there is."""
         found: dict[Key, dict[str, Any]] = {}
         for seeds in self.rows.values():
             for rows in seeds.values():
                 found |= rows
-        suites = sorted({suite for suite, _ in found}, key=_suite_order)
-        out = []
-        for name, full in (("executed, decision form", False), ("executed, full form", True)):
-            keys = tuple(
-                key
-                for key, row in found.items()
-                if row["tested"] and not row["general"] and key[0].endswith("@full") == full
-            )
-            if len({suite for suite, _ in keys}) > 1:
-                out.append(Group(name, tuple(sorted(keys))))
-        for suite in suites:
-            out.append(Group(suite, tuple(sorted(key for key in found if key[0] == suite))))
-        return out
+        return found
 
     def values(
         self, arm: str, group: Group, measure: str, seeds: Sequence[int] | None = None
@@ -144,12 +173,13 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
         }
     title, reference, order = protocol, "tsp", list[str]()
     baselines: tuple[str, ...] = ()
+    by_language = False
     if protocol in protocol_names():
         known = load_protocol(protocol)
         title, reference, baselines = known.title, known.reference, known.baselines
-        order = list(known.arms)
+        order, by_language = list(known.arms), known.by_language
     arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
-    return Study(protocol, model, title, reference, tuple(baselines), tuple(arms), rows, told)
+    return Study(protocol, model, title, reference, baselines, by_language, tuple(arms), rows, told)
 
 
 def _place(order: list[str], arm: str) -> int:
@@ -163,3 +193,7 @@ def _study_order(key: tuple[str, str]) -> tuple[int, str, str]:
 
 def _suite_order(suite: str) -> tuple[bool, str]:
     return suite.endswith("@full"), suite
+
+
+def _full(row: Mapping[str, Any]) -> bool:
+    return str(row["suite"]).endswith("@full")

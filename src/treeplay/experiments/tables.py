@@ -94,13 +94,13 @@ def _rates(study: Study, group: Group) -> list[str]:
 
 
 def _comparisons(study: Study) -> list[str]:
-    """The reference against every other arm, group by group; p-values corrected by Holm over all
-    of them."""
+    """The reference against every other arm on the main groups; p-values corrected by Holm over
+    all of these comparisons. Then every arm against the base model."""
     if not study.seeds(study.reference):
         return [f"No run of `{study.reference}` has a result, so nothing is compared."]
     rows: list[list[str]] = []
     p_values: list[float] = []
-    for group in study.groups():
+    for group in study.main_groups():
         for arm in study.arms:
             seeds = study.together(study.reference, arm)
             if arm == study.reference or not seeds:
@@ -110,8 +110,6 @@ def _comparisons(study: Study) -> list[str]:
             p_value = sign_flip(mine, theirs)
             if p_value is None:
                 continue
-            bad = [study.values(one, group, "vulnerable", seeds) for one in (study.reference, arm)]
-            works = [study.values(one, group, "pass1", seeds) for one in (study.reference, arm)]
             p_values.append(p_value)
             rows.append(
                 [
@@ -120,24 +118,48 @@ def _comparisons(study: Study) -> list[str]:
                     _cell(difference(mine, theirs), 100, sign=True),
                     _cell(ratio(mine, theirs), 1, digits=2),
                     _p(p_value),
-                    _cell(difference(bad[0], bad[1]), 100, sign=True),
-                    _cell(ratio(bad[0], bad[1]), 1, digits=2),
-                    _cell(difference(works[0], works[1]), 100, sign=True),
+                    *(
+                        _change(study, study.reference, arm, group, measure)
+                        for measure in ("vulnerable", "secure_pass1")
+                    ),
                 ]
             )
     heads = [
-        *("tasks", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"),
-        *("vulnerable", "vulnerable, ratio", "pass@1"),
+        *("tasks", f"`{study.reference}` against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"),
+        *("vulnerable", "secure-pass@1"),
     ]
     out = [
-        f"`{study.reference}` against the others, paired by task and seed "
-        f"(Holm over {len(rows)} comparisons):",
+        f"`{study.reference}` against the others, paired by task and seed (p-values by sign flips, "
+        f"Holm's correction over these {len(rows)} comparisons):",
         "",
         *_head(heads),
     ]
     for row, corrected in zip(rows, holm(p_values), strict=True):
         out.append(_line([*row[:5], _p(corrected), *row[5:]]))
+    return out + (["", *_against_base(study)] if study.seeds(BASE) else [])
+
+
+def _against_base(study: Study) -> list[str]:
+    """What every arm changed, and at what price."""
+    measures = ("spr1_all", "vulnerable", "valid", "inert", "pass1", "secure_pass1")
+    heads = ["tasks", "arm", *(HEADINGS[measure] for measure in measures), "vulnerable, ratio"]
+    out = ["Every arm against the base model:", "", *_head(heads)]
+    for group in study.main_groups():
+        for arm in study.arms:
+            seeds = study.together(arm, BASE)
+            if arm == BASE or not seeds:
+                continue
+            bad = [study.values(one, group, "vulnerable", seeds) for one in (arm, BASE)]
+            cells = [group.name, f"`{arm}`"]
+            cells += [_change(study, arm, BASE, group, measure) for measure in measures]
+            out.append(_line([*cells, _cell(ratio(bad[0], bad[1]), 1, digits=2)]))
     return out
+
+
+def _change(study: Study, arm: str, against: str, group: Group, measure: str) -> str:
+    seeds = study.together(arm, against)
+    mine = study.values(arm, group, measure, seeds)
+    return _cell(difference(mine, study.values(against, group, measure, seeds)), 100, sign=True)
 
 
 def _costs(study: Study) -> list[str]:

@@ -1,0 +1,137 @@
+"""Tables and plots from results: by hand, and the committed page from the committed results."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from treeplay.errors import RunError
+from treeplay.experiments.collect import COLUMNS, write_result
+from treeplay.experiments.page import BEGIN, END, page_files, write_page
+from treeplay.experiments.results import read_studies
+
+ROOT = Path(__file__).parents[1]
+
+
+def row(task: str, secure: int, vulnerable: int, **more: Any) -> list[Any]:
+    """Counts of ten samples of a task; what is neither secure nor vulnerable is invalid."""
+    counts = {
+        **dict.fromkeys(COLUMNS, 0),
+        "suite": "s@token",
+        "split": "eval",
+        "language": "python",
+        "cwe": ["CWE-89"],
+        "task": task,
+        "tested": True,
+        "general": False,
+        "n": 10,
+        "secure": secure,
+        "vulnerable": vulnerable,
+        "invalid": 10 - secure - vulnerable,
+        "passed": secure + vulnerable,
+        "both": secure,
+        "chars": 30.0,
+        "tokens": 12.0,
+        **more,
+    }
+    return [counts[name] for name in COLUMNS]
+
+
+def write(folder: Path, arm: str, seed: int, rows: list[list[Any]], **more: Any) -> None:
+    run = {
+        "fold": 0,
+        "run": {"versions": {"python": "3.11"}},
+        "timings": {"round-1 grow": 5.0, "round-1 judge": 2.0, "round-1 eval judge": 1.0},
+        "used": {"sampled": 700, "nodes": 7, "gradient": 9000},
+        "tasks": rows,
+    }
+    told = {
+        "protocol": "main",
+        "model": "tiny",
+        "arm": arm,
+        "seed": seed,
+        "size": "cpu",
+        "overrides": [],
+        "faults": [],
+        "data": [{"fold": 0, "train": {"starter": 4}, "contamination": {"s@token": []}}],
+        **more,
+    }
+    write_result(folder / "main" / "tiny" / arm / f"{seed}.json", [run] if rows else [], told)
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    folder = tmp_path / "results"
+    for seed in (0, 1):
+        write(folder, "base", seed, [row("a", 1, 4), row("b", 2, 4)])
+        write(folder, "tsp", seed, [row("a", 4, 2), row("b", 5, 2)])
+        write(folder, "sft", seed, [row("a", 2, 4), row("b", 3, 4)])
+    write(folder, "dpo", 0, [], faults=[{"fold": 0, "fault": "there are no pairs"}])
+    return folder
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Path:
+    path = tmp_path / "page.md"
+    path.write_text(f"# By hand\n\n{BEGIN}\nold\n{END}\n\nBy hand too.\n")
+    return path
+
+
+def line(text: str, *starts: str) -> list[str]:
+    """The cells of the only table row that begins with ``starts``."""
+    (found,) = [one for one in text.splitlines() if one.startswith("| " + " | ".join(starts))]
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
+    write_page(results, page)
+    text = page.read_text()
+    assert text.startswith("# By hand\n")
+    assert text.endswith("By hand too.\n")
+    assert "old" not in text
+    # Every resample of two tasks has 40, 45 or 50 % secure; the interval reaches both ends.
+    rates = line(text, "`tsp`", "45.0")
+    assert rates[1:6] == ["45.0 [40.0, 50.0]", "69.0", "20.0 [20.0, 20.0]", "65.0", "0.0"]
+    assert line(text, "executed, decision form", "`sft`", "+20.0")[2:6] == [
+        "+20.0 [+20.0, +20.0]",
+        "1.80 [1.67, 2.00]",
+        "0.500",  # two tasks: half of the four ways of flipping are as far out
+        "1.000",  # the smallest of two p-values, times two
+    ]
+    fewer = line(text, "executed, decision form", "`tsp`")[3]
+    assert fewer.replace("\u2212", "-") == "-20.0 [-20.0, -20.0]"
+    assert line(text, "`tsp`", "2", "700")[1:] == ["2", "700", "9,000", "7", "0", "1"]
+    assert "- `dpo`, seed 0 has no result: there are no pairs" in text
+
+
+def test_the_plot_is_svg_with_a_mark_for_every_rate(results: Path, page: Path) -> None:
+    plot = next(path for path in write_page(results, page) if path.suffix == ".svg")
+    root = ET.fromstring(plot.read_text())
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [one.text for one in root.iter(f"{space}text")]
+    assert {"base", "tsp", "sft"} <= set(texts)
+    assert "dpo" not in texts  # it has no result
+    assert len(list(root.iter(f"{space}circle"))) == 3 + 1  # an arm each, and the legend
+
+
+def test_files_that_are_no_results_are_named(results: Path, page: Path, tmp_path: Path) -> None:
+    wrong = results / "main" / "tiny" / "sft" / "7.json"
+    wrong.write_text((results / "main" / "tiny" / "sft" / "0.json").read_text())
+    with pytest.raises(RunError, match=r"sft/7\.json: this is no result"):
+        read_studies(results)
+    with pytest.raises(RunError, match="holds no results"):
+        read_studies(tmp_path / "none")
+    bare = tmp_path / "bare.md"
+    bare.write_text("no marks")
+    with pytest.raises(RunError, match="lacks the lines"):
+        page_files(results, bare)
+
+
+def test_the_committed_page_is_made_from_the_committed_results() -> None:
+    if not list((ROOT / "results").glob("*/*/*/*.json")):
+        pytest.skip("no results are committed")
+    for path, text in page_files(ROOT / "results", ROOT / "docs" / "results.md").items():
+        assert path.read_text(encoding="utf-8") == text, f"make {path} again"
