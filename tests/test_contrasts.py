@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import get_args
 
@@ -13,12 +14,17 @@ from hypothesis import strategies as st
 
 from treeplay.contrasts import (
     METHODS,
+    NEEDS_VULNERABLE,
     Contrast,
     ContrastConfig,
+    anchors_of_text,
+    check_references,
     contrast_from_json,
     contrast_to_json,
     draw_contrasts,
+    kl_anchor,
 )
+from treeplay.errors import TaskError
 from treeplay.grow import deepen
 from treeplay.judge.verdict import LABELS, Label
 from treeplay.policy.model import Policy, decode
@@ -290,7 +296,7 @@ def test_the_paper_rejects_every_branch_unseen(method: str) -> None:
         for i in range(len(LABELS) + 1)
     ]
     assert {c.weight for c in found.contrasts} == {1.0}
-    assert found.counts["branches_unjudged"] == 7
+    assert found.counts["branches_unjudged"] == len(LABELS) + 2
 
 
 def test_sft_is_the_golden_answer_alone() -> None:
@@ -312,12 +318,83 @@ def test_dpo_is_the_given_pair() -> None:
 
 def test_every_method_has_its_contrasts() -> None:
     from treeplay.config import Method
+    from treeplay.play_train import TRAINERS
 
-    assert set(METHODS) == set(get_args(Method))
+    assert set(METHODS) == set(get_args(Method)) - set(TRAINERS)
+
+
+def test_an_anchor_by_kl_leaves_the_decisions_free() -> None:
+    tree = tree_of(BAD)
+    config = ContrastConfig(anchor=0.5, anchor_kind="kl")
+    anchor, pair = drawn(tree, config)
+    whole = tree.prompt_ids + tree.golden_ids
+    assert (anchor.prefix, anchor.chosen, anchor.rejected) == (whole[:1], whole[1:], ())
+    assert (anchor.kl, anchor.weight, pair.kl) == (True, 0.5, False)
+    kept = [token for token, m in zip(anchor.chosen, anchor.chosen_mask, strict=True) if m]
+    golden = TASK.golden or ""
+    # The prompt but its first letter, the answer up to the node, and what follows the statement.
+    end = QUERY + len(f"query = {GOOD}")
+    assert text(tuple(kept)) == TASK.prompt[1:] + golden[:QUERY] + golden[end:]
+    (alone,) = drawn(tree_of(), config)
+    assert set(alone.chosen_mask) == {1}
+
+
+def test_states_that_a_contrast_shares_with_the_anchor() -> None:
+    ids = (1, 2, 3, 4, 5, 6)
+    contrasts = [
+        Contrast("t", 0, (1, 2), (9,), (3, 4, 8), 1.0),  # parts from the path behind the 4
+        Contrast("t", 1, (1, 7), (3,), (4,), 1.0),  # of another path
+    ]
+    assert kl_anchor("t", ids, 1.0, contrasts).chosen_mask == (1, 0, 0, 0, 1)
+
+
+def test_ordinary_text_gives_anchors() -> None:
+    small = replace(POLICY, model=tiny_llama(max_position_embeddings=8))
+    one, two = anchors_of_text(small, {"a": "x = 1", "long": "0123456789", "b": "x"}, 0.3, "kl")
+    assert (one.task, one.node, one.weight, one.kl) == ("ordinary/a", -1, 0.3, True)
+    assert (text(one.prefix), text(one.chosen), one.rejected) == ("x", " = 1", ())
+    assert text(two.prefix + two.chosen) == "01234567"
+    (likely,) = anchors_of_text(POLICY, {"a": "x = 1"}, 0.3, "likelihood")
+    assert (likely.kl, likely.chosen_mask) == (False, ())
+
+
+def test_safecoder_marks_what_changed() -> None:
+    counts = draw_contrasts("safecoder", POLICY, [TASK], [tree_of()], LOCAL)
+    (one,) = counts.contrasts
+
+    def marked(ids: tuple[int, ...], mask: tuple[int, ...]) -> str:
+        return text(tuple(token for token, m in zip(ids, mask, strict=True) if m))
+
+    assert text(one.chosen) == TASK.golden
+    assert text(one.rejected) == TASK.vulnerable
+    assert marked(one.chosen, one.chosen_mask) == "?, (name,)"
+    assert marked(one.rejected, one.rejected_mask) == "f'{name}'"
+    same = replace(TASK, vulnerable=TASK.golden)
+    found = draw_contrasts("safecoder", POLICY, [same], [tree_of()], LOCAL)
+    assert found.contrasts == ()
+    assert found.counts["without_changed_tokens"] == 1
+
+
+@pytest.mark.parametrize("method", NEEDS_VULNERABLE)
+def test_data_without_vulnerable_answers_are_named(method: str) -> None:
+    bare = replace(TASK, vulnerable=None)
+    with pytest.raises(TaskError, match=rf"method {method} .* none of the 2 .* of data\.jsonl has"):
+        check_references(method, [bare, bare], "data.jsonl")
+    check_references(method, [bare, TASK], "data.jsonl")
+    check_references("tsp", [bare], "data.jsonl")
+
+
+def test_contrasts_of_old_files_are_read() -> None:
+    old = {"task": "t", "node": 0, "prefix": [1], "chosen": [2], "rejected": [3], "weight": 1.0}
+    old |= {"chosen_opp": [-0.5], "rejected_opp": [-1.5]}
+    one = Contrast("t", 0, (1,), (2,), (3,), 1.0, (-0.5,), (-1.5,))
+    assert contrast_from_json(old) == one
+    assert json.loads(json.dumps(contrast_to_json(one))) == old  # and nothing is said needlessly
+    rare = replace(one, rejected=(), kl=True, chosen_mask=(0,))
+    assert contrast_from_json(json.loads(json.dumps(contrast_to_json(rare)))) == rare
 
 
 def test_contrasts_keep_through_json() -> None:
-    import json
 
     for method in METHODS:
         for one in drawn(tree_of(BAD, Grown(0, "query = safe(name)\n", "secure")), method=method):

@@ -28,7 +28,7 @@ Weights = Literal["uniform", "rate", "value"]
 Anchor = Literal["likelihood", "kl"]
 
 # Methods that learn from a given vulnerable answer.
-NEEDS_VULNERABLE = ("dpo", "safecoder")
+NEEDS_VULNERABLE = ("dpo", "safecoder", "sven")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Contrast:
 
     ``kl``: an anchor; the player is to stay close to the opponent where it predicts ``chosen``.
     The masks, a number of 0 or 1 a token, tell which tokens count in such an anchor and in the
-    loss ``safecoder``; without one, all do.
+    loss ``safecoder``; without one, all do. ``opponent`` is the player whose log-probs these are.
     """
 
     task: str
@@ -76,6 +76,7 @@ class Contrast:
     kl: bool = False
     chosen_mask: tuple[int, ...] = ()
     rejected_mask: tuple[int, ...] = ()
+    opponent: str = ""
 
 
 @dataclass(frozen=True)
@@ -358,4 +359,4 @@ def contrast_from_json(data: dict[str, Any]) -> Contrast:
     return Contrast(**given)
 
 
-_RARE = ("kl", "chosen_mask", "rejected_mask")
+_RARE = ("kl", "chosen_mask", "rejected_mask", "opponent")

@@ -54,8 +54,11 @@ def _recognise(model: Any, layer: torch.nn.Linear) -> Head | None:
     words = len(layer.weight)
     known_V = torch.linspace(-40, 40, words, dtype=layer.weight.dtype, device=layer.weight.device)
     hook = layer.register_forward_hook(lambda _m, _in, out: known_V.expand(out.shape).clone())
+    device = layer.weight.device
     try:
-        with torch.no_grad():
+        # Dropout in this pass must not take from the random numbers of whoever asked: a resumed run
+        # asks at another step.
+        with torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
             ids = torch.zeros(1, 2, dtype=torch.long, device=layer.weight.device)
             logits_V = model(input_ids=ids, use_cache=False).logits[0, -1].float()
     finally:
