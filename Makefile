@@ -59,7 +59,7 @@ system:
 # torch stays out: its build (CPU, CUDA...) is chosen when it is installed.
 lock: $(STAMP)
 	@$(BIN)/pip install -qq uv
-	@$(BIN)/uv pip compile -q pyproject.toml --extra dev --extra static --extra llm --universal --python-version 3.10 \
+	@$(BIN)/uv pip compile -q pyproject.toml --extra dev --extra static --extra llm --extra trl --universal --python-version 3.10 \
 		--no-annotate --no-header -o requirements-dev.lock
 	@{ echo "# Made by 'make lock'. Exact versions for Python 3.10 to 3.13, without torch."; \
 		grep -vE '^(torch|triton|nvidia-|cuda-)' requirements-dev.lock; } > .venv/lock

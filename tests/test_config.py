@@ -117,7 +117,7 @@ def test_no_recipe_gives_the_defaults(tmp_path: Path) -> None:
             "train:\n  lora:\n    rr: 4\n",
             ":3: unknown key 'train.lora.rr'; did you mean 'train.lora.r'?",
         ),
-        ("qqqqqq: 3\n", ":1: unknown key 'qqqqqq'; known are contrasts, eval, grow,"),
+        ("qqqqqq: 3\n", ":1: unknown key 'qqqqqq'; known are contrasts, eval, golden,"),
         ("seed: 1\nrounds: many\n", ":2: rounds is 'many':"),
         ("train:\n  epochs: 1.5\n", ":2: train.epochs is 1.5:"),
         ("method: tspp\n", ":1: method is 'tspp':"),

@@ -186,7 +186,7 @@ def test_a_changed_configuration_is_refused_with_its_keys(tmp_path: Path) -> Non
 def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = begun(tmp_path / "run")
     now = {**run_module.versions(), "torch": "9.9"}
-    monkeypatch.setattr(run_module, "versions", lambda: now)
+    monkeypatch.setattr(run_module, "versions", lambda method: now)
     with pytest.raises(RunError, match=r"other versions: torch .* \(now 9\.9\)"):
         open_run(config, resume=True)
 

@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
@@ -46,9 +46,10 @@ class GrpoRewards:
 class GrpoConfig(SampleConfig):
     """``generations`` answers a task and step form a group; ``train.groups_per_step`` tasks make a
     step. ``top_p`` stays 1 unless the loss may be biased: TRL's probabilities know of
-    ``temperature`` only. ``budget``: sampled tokens after which a round ends (0: ``train.epochs``
-    decides); the step in which it is reached is finished. ``beta`` weighs the KL divergence from
-    the player that the round began with. ``loss``: how TRL averages over tokens and answers.
+    ``temperature`` only. ``budget``: sampled tokens after which a round ends, its last step
+    finished (0: ``train.budget`` decides, since each of them has a gradient once, or else
+    ``train.epochs``). ``beta`` weighs the KL divergence from the player that the round began with.
+    ``loss``: how TRL averages over tokens and answers.
     """
 
     top_p: float = 1.0
@@ -74,10 +75,13 @@ def require_trl() -> str:
 
 def reward_of(verdict: Verdict, rewards: GrpoRewards) -> float | None:
     """The reward of an answer with ``verdict``; ``None`` where it says nothing."""
-    if verdict.label == "secure":
-        return 1.0
-    worth: float | None = asdict(rewards).get(verdict.label)
-    return worth
+    worth = {
+        "secure": 1.0,
+        "vulnerable": rewards.vulnerable,
+        "inert": rewards.inert,
+        "invalid": rewards.invalid,
+    }
+    return worth.get(verdict.label)
 
 
 @dataclass
@@ -95,39 +99,42 @@ class Course:
         return self.train.groups_per_step * self.config.generations
 
     @property
+    def spent(self) -> list[tuple[int, int]]:
+        """(tokens used, budget) of the budgets that are set. Every sampled token has a gradient
+        once, so both are spent alike."""
+        used = sum(row["sampled"] for row in self.rows)
+        return [(used, limit) for limit in (self.config.budget, self.train.budget) if limit]
+
+    @property
     def steps(self) -> int:
         """The most steps there can be: with a budget, if every answer were one token long."""
-        if self.config.budget:
-            return math.ceil(self.config.budget / self.answers)
+        if self.spent:
+            return min(math.ceil(limit / self.answers) for _, limit in self.spent)
         return math.ceil(self.train.epochs * self.tasks / self.train.groups_per_step)
 
     @property
-    def sampled(self) -> int:
-        """Tokens sampled so far."""
-        return sum(row["sampled"] for row in self.rows)
-
-    @property
-    def behind(self) -> float:
-        """The share of the round that is behind."""
-        if self.config.budget:
-            return self.sampled / self.config.budget
-        return len(self.rows) / self.steps
+    def place(self) -> tuple[int, int]:
+        """(how far, of how far): tokens of the budget that ends first, or steps."""
+        found = max(self.spent, key=lambda pair: pair[0] / pair[1], default=None)
+        return found or (len(self.rows), self.steps)
 
     def over(self) -> bool:
-        return self.behind >= 1
+        now, goal = self.place
+        return now >= goal
 
     def rate(self) -> float:
         """The share of the learning rate at which the next step learns: as in every other method,
         a linear warm-up and (``schedule`` linear) a linear way down to 0, over the round."""
-        one = 1 / self.steps
-        if self.config.budget:
-            one = self.answers * self.config.max_tokens / self.config.budget
+        now, goal = self.place
+        behind, one = now / goal, 1 / self.steps
+        if self.spent:
+            one = self.answers * self.config.max_tokens / goal
         warm = max(self.train.warmup, one)
-        if self.behind < warm:
-            return min(1.0, (self.behind + one) / warm)
+        if behind < warm:
+            return min(1.0, (behind + one) / warm)
         if self.train.schedule == "constant":
             return 1.0
-        return max(0.0, (1 - self.behind) / max(1 - warm, 1e-9))
+        return max(0.0, (1 - behind) / max(1 - warm, 1e-9))
 
 
 def order(tasks: int, seed: int) -> Iterator[int]:

@@ -284,8 +284,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
             self.write()
             save_state(self.out / "state", self.trained, self.optimizer, step)
         if self.progress:
-            budget = self.course.config.budget
-            now, goal = (self.course.sampled, budget) if budget else (step, self.course.steps)
+            now, goal = self.course.place
             figures = {key: float(value) for key, value in row.items()}
             self.progress(min(now, goal), goal, figures)
 
