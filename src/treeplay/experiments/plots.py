@@ -14,7 +14,7 @@ from treeplay.experiments.stats import Estimate, estimate
 # (measure, what it is called, colour: dark enough for small marks on white, apart also in grey)
 SHOWN = (("spr1_all", "SPR@1", "#1a7f4b"), ("vulnerable", "vulnerable", "#c2410c"))
 PANELS = 6
-WIDE, LABEL, GAP, ROW, TOP = 250, 128, 26, 26, 62
+WIDE, LABEL, GAP, ROW, TOP = 250, 128, 44, 26, 62
 INK, FAINT = "#24292f", "#d0d7de"
 
 

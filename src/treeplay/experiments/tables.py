@@ -50,7 +50,8 @@ def _facts(study: Study) -> list[str]:
     trained = [sum(data["train"].values()) for data in first["data"]]
     sizes = sorted({t["size"] for some in study.told.values() for t in some.values()})
     digests = ", ".join(sorted({t["code"] for some in study.told.values() for t in some.values()}))
-    command = f"treeplay experiment {study.protocol} --data DIR --model {study.model}"
+    model = runs[0]["run"].get("model", study.model) if runs else study.model
+    command = f"treeplay experiment {study.protocol} --data DIR --model {model}"
     command += f" --size {sizes[0]} --seeds {','.join(map(str, seeds))}"
     extra = sorted(
         {o for some in study.told.values() for t in some.values() for o in t["overrides"]}
