@@ -26,6 +26,7 @@ from treeplay.grpo import GrpoConfig
 from treeplay.judge.panel import JudgeConfig
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import ModelConfig
+from treeplay.sven import SvenConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
 
@@ -40,6 +41,7 @@ Method = Literal[
     "simpo",
     "hinge",
     "safecoder",
+    "sven",
     "grpo",
 ]
 
@@ -60,6 +62,7 @@ class Config:
     judge: JudgeConfig = JudgeConfig()
     contrasts: ContrastConfig = ContrastConfig()
     train: TrainConfig = TrainConfig()
+    sven: SvenConfig = SvenConfig()
     grpo: GrpoConfig = GrpoConfig()
     eval: EvalConfig = EvalConfig()
 
@@ -87,6 +90,7 @@ METHOD_SETTINGS: dict[str, dict[str, Any]] = {
     "simpo": {"train": {"loss": "simpo", "beta": 2.0, "alpha": 0.0, "gamma": 1.0}},
     "hinge": {"train": {"loss": "hinge", "beta": 0.1, "alpha": 0.0}},
     "safecoder": {"train": {"loss": "safecoder", "alpha": 0.0}},
+    "sven": {"train": {"learning_rate": 1e-2, "epochs": 5, "warmup": 0.0, "groups_per_step": 1}},
     "grpo": {},
 }
 
@@ -246,6 +250,25 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _check_sven(config: Config) -> None:
+    """What a trained prefix cannot do."""
+    if config.model.server.base_url:
+        raise ConfigError(
+            "method sven trains a prefix, and servers load LoRA adapters alone; leave "
+            "model.server.base_url empty"
+        )
+    if config.golden.source != "reference":
+        raise ConfigError(
+            f"golden.source is {config.golden.source}, but method sven learns from given pairs of "
+            "answers; set golden.source=reference"
+        )
+    if config.train.checkpointing:
+        raise ConfigError(
+            "train.checkpointing is true, but method sven needs the cache that a prefix stands in; "
+            "set train.checkpointing=false"
+        )
+
+
 def _check_values(config: Config) -> None:
     if config.contrasts.extent == "full" and config.grow.completion == "graft":
         raise ConfigError(
@@ -262,6 +285,8 @@ def _check_values(config: Config) -> None:
             f"nodes.sources has probe, but method {config.method} asks no judge of the opponent's "
             "rollouts; take probe out of nodes.sources"
         )
+    if config.method == "sven":
+        _check_sven(config)
     at_least = {
         "rounds": 1,
         "golden.samples": 1,
@@ -282,6 +307,11 @@ def _check_values(config: Config) -> None:
         "grow.wave": 1,
         "grow.keep_mb": 0,
         "judge.workers": 1,
+        "sven.tokens": 1,
+        "sven.contrast": 0,
+        "sven.kl": 0,
+        "sven.dropout": 0,
+        "sven.weight_decay": 0,
         "grpo.generations": 2,
         "grpo.max_tokens": 1,
         "grpo.rows_at_once": 1,
@@ -357,6 +387,7 @@ def _check_values(config: Config) -> None:
     for key, value in (
         ("train.warmup", config.train.warmup),
         ("train.lora.dropout", config.train.lora.dropout),
+        ("sven.dropout", config.sven.dropout),
     ):
         if not value < 1:
             raise ConfigError(f"{key} is {value}; it must be below 1")

@@ -36,6 +36,7 @@ from treeplay.policy.model import (
     load_policy,
     tokenizer_digest,
 )
+from treeplay.policy.prefix import merge, take_off
 from treeplay.policy.server import open_server
 from treeplay.progress import Reporter
 from treeplay.run import Run, read_jsonl, write_json, write_jsonl
@@ -72,7 +73,7 @@ class Game:
             self.policy = load_policy(config.model)
             meter.advance(1)
         if training and config.model.adapter:  # the base of this run is model and adapter
-            self.policy = replace(self.policy, model=self.policy.model.merge_and_unload())
+            self.policy = replace(self.policy, model=merge(self.policy.model))
         if training:  # said once, here
             packed_where_right(self.policy.model, config.train, reporter.say)
         if self.server:
@@ -127,7 +128,7 @@ class Game:
                 policy = replace(policy, sampler=served)
             yield policy
         finally:
-            model.unload()
+            take_off(model)
 
     # Stages.
 

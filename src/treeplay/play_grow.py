@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from treeplay.play import Game
 
 # Methods that learn from given text alone, and methods whose branches no judge looks at.
-WITHOUT_BRANCHES = ("sft", "dpo", "safecoder")
+WITHOUT_BRANCHES = ("sft", "dpo", "safecoder", "sven")
 UNJUDGED = ("tsp-paper", "spin")
 
 

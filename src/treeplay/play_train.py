@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treeplay.grpo import train_grpo
+from treeplay.sven import train_prefixes
 from treeplay.train import train
 
 if TYPE_CHECKING:
@@ -69,9 +70,31 @@ def train_rewards(game: Game, number: int) -> Path:
         )
 
 
+def train_pairs(game: Game, number: int) -> Path:
+    """Train prefixes on given pairs of answers, from the player before round ``number``."""
+    where = game.player(number)
+    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
+
+        def done(step: int, steps: int, row: dict[str, float]) -> None:
+            meter.reach(step, steps)
+            meter.tokens(int(row["tokens"]))
+            meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
+
+        return train_prefixes(
+            game.policy,
+            game.tasks,
+            game.config.sven,
+            game.config.train,
+            game.config.seed * 1000 + number,
+            game.run.folder / where,
+            game.adapter(number - 1) if number > 1 else None,
+            done,
+        )
+
+
 # Methods whose players are not trained on contrasts: nothing is drawn for them, and a round is
 # never without something to learn from.
-TRAINERS: dict[str, Trainer] = {"grpo": train_rewards}
+TRAINERS: dict[str, Trainer] = {"grpo": train_rewards, "sven": train_pairs}
 
 
 def learns_from_contrasts(method: str) -> bool:

@@ -233,7 +233,7 @@ def _loop(
     for step in range(done, len(steps)):
         torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
         for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * _rate(step, len(steps), config)
+            group["lr"] = config.learning_rate * learning_rate_at(step, len(steps), config)
         try:
             row = step_gradient(model, weights, steps[step], config, budget, accelerator, opponent)
         except FloatingPointError as error:
@@ -353,7 +353,8 @@ def _plan(groups: list[Group], config: TrainConfig, seed: int) -> list[list[Grou
     return steps
 
 
-def _rate(step: int, steps: int, config: TrainConfig) -> float:
+def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
+    """The share of ``config.learning_rate`` at step ``step`` (from 0) of ``steps``."""
     warm = max(1, round(config.warmup * steps))
     if step < warm:
         return (step + 1) / warm
