@@ -229,6 +229,8 @@ def _question(task: Task, redact: Sequence[re.Pattern[str]]) -> str:
     named = [f"{one} ({cwe_name(one)})" if cwe_name(one) else one for one in task.cwe]
     text = redacted(task.program(task.golden or ""), redact)
     mark = mark_of(text)
+    # The golden path begins behind the prompt; lines of the prompt were never the model's choice.
+    given = [line.strip() for line in redacted(task.prompt, redact).split("\n") if line.strip()]
     lines = [
         f"Language: {task.language}",
         f"The weakness to think of: {', '.join(named)}" if named else "Any weakness counts.",
@@ -236,6 +238,7 @@ def _question(task: Task, redact: Sequence[re.Pattern[str]]) -> str:
         *text.removesuffix("\n").split("\n"),
         f"code {mark}>>>",
         TASK.format(most=MOST_LINES),
+        *([f"Only lines after this one count: {given[-1]}"] if given else []),
     ]
     return "\n".join(lines)
 
