@@ -96,7 +96,7 @@ def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path)
 
 
 def folder_of(folder: Path, writer: Path, name: str, arm: str) -> Path:
-    return folder / "runs" / name / writer.name / arm / "0"
+    return folder / "runs" / name / "smoke" / writer.name / arm / "0"
 
 
 def test_what_was_killed_goes_on_to_the_same_result(

@@ -27,7 +27,10 @@ def experiment(
     folder: Annotated[Path, typer.Option("--out", help="Where the runs lie.")] = Path(
         "runs/experiments"
     ),
-    results: Annotated[Path, typer.Option(help="Where results are written.")] = Path("results"),
+    results: Annotated[
+        Path | None,
+        typer.Option(help="Where results are written: results; of smoke runs OUT/smoke-results."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     tables: Annotated[
         Path | None, typer.Option(help="Make the results page from this folder and stop.")
@@ -45,6 +48,8 @@ def experiment(
         return
     if name is None or data is None:
         raise ConfigError("experiment takes a NAME and --data FOLDER, or --tables FOLDER")
+    if results is None:
+        results = folder / "smoke-results" if size == "smoke" else Path("results")
     plan, reporter = _plan(name, overrides, data, model, methods, seeds, size, folder, results)
     from treeplay.experiments.plan import lines
     from treeplay.experiments.runs import run_plan
@@ -55,7 +60,7 @@ def experiment(
         return
     outcomes = run_plan(plan, reporter)
     for one in outcomes:
-        state = "done" if one.played else "there"
+        state = "failed" if one.faults else "done" if one.played else "there"
         out.print(f"{one.arm}, seed {one.seed}: {state}: {one.path}", markup=False)
         for fault in one.faults:
             out.print(f"  failed: {fault}", markup=False)

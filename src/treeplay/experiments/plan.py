@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from treeplay.errors import ConfigError
 from treeplay.experiments.data import Prepared
 from treeplay.experiments.protocol import SIZES, Protocol, Size
 from treeplay.play_grow import WITHOUT_BRANCHES
+from treeplay.play_train import learns_from_contrasts
 from treeplay.run import write_text
 from treeplay.tasks.select import eval_suites
 from treeplay.words import nearest
@@ -70,7 +72,7 @@ class Plan:
 
     def cells(self, arm: str, seed: int) -> list[Cell]:
         """The runs of an arm and a seed, one a fold."""
-        root = self.out / self.protocol.name / self.model_name / arm
+        root = self.out / self.protocol.name / self.size / self.model_name / arm
         return [
             Cell(
                 arm,
@@ -118,6 +120,21 @@ class Plan:
         """Entries for ``tasks.eval``; a smoke run samples alike in all of them."""
         entries = cell.data.eval
         return tuple(e.split(",")[0] for e in entries) if self.size == "smoke" else entries
+
+
+def plan_digest(plan: Plan, arm: str, seed: int) -> str:
+    """What a result depends on: recipe, overrides and data; not where things lie."""
+    parts = []
+    for cell in plan.cells(arm, seed):
+        recipe = plan.recipe(cell)
+        tasks = {
+            **recipe["tasks"],
+            "train": "",
+            "eval": [e.rpartition("@")[2] for e in recipe["tasks"]["eval"]],
+        }
+        parts.append({**recipe, "out": "", "tasks": tasks, "data": cell.data.facts["digests"]})
+    text = json.dumps([parts, plan.overrides, plan.size], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def chosen_arms(protocol: Protocol, names: Sequence[str]) -> tuple[Protocol, tuple[str, ...]]:
@@ -170,7 +187,8 @@ def cost(plan: Plan, cell: Cell) -> Cost:
         tokens += count * (suite.max_tokens or config.eval.max_tokens)
     trained = sum(facts["train"].values())
     grown = 0
-    if cell.arm != BASE and config.method not in WITHOUT_BRANCHES:
+    grows = learns_from_contrasts(config.method) and config.method not in WITHOUT_BRANCHES
+    if cell.arm != BASE and grows:
         nodes = 1 if config.nodes.sources == ("root",) else config.nodes.per_task
         grown = trained * nodes * config.grow.branches * config.grow.max_tokens * config.rounds
     learnt = 0 if cell.arm == BASE else (config.train.budget or None)
@@ -200,7 +218,7 @@ def lines(plan: Plan) -> list[str]:
     out.append(f"{'run':<28} {'samples':>8} {'eval tokens':>12} {'grow tokens':>12}  trains on")
     for arm, seed in plan.units():
         for cell in plan.cells(arm, seed):
-            state = _state(plan.result(arm, seed))
+            state = _state(plan, arm, seed)
             try:
                 found = cost(plan, cell)
             except ConfigError as error:
@@ -224,8 +242,12 @@ def lines(plan: Plan) -> list[str]:
     return out
 
 
-def _state(path: Path) -> str:
+def _state(plan: Plan, arm: str, seed: int) -> str:
+    path = plan.result(arm, seed)
     if not path.is_file():
         return ""
-    faults = json.loads(path.read_text(encoding="utf-8")).get("faults")
-    return "" if faults else "  (done)"
+    told = json.loads(path.read_text(encoding="utf-8"))
+    if told["faults"]:
+        return ""
+    same = told["digest"] == plan_digest(plan, arm, seed)
+    return "  (done)" if same else "  (there is a result of other settings or data)"

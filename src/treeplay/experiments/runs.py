@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import json
 import shutil
 import traceback
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from treeplay.config import to_dict
 from treeplay.contrasts import Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.collect import collect, without_paths, write_result
-from treeplay.experiments.plan import BASE, Cell, Plan
+from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
 from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.play_train import learns_from_contrasts
@@ -105,21 +104,6 @@ def _told(cell: Cell) -> dict[str, Any]:
     return {"fold": cell.fold, **{k: v for k, v in cell.data.facts.items() if k != "asked"}}
 
 
-def plan_digest(plan: Plan, arm: str, seed: int) -> str:
-    """What a result depends on: recipe, overrides and data; not where things lie."""
-    parts = []
-    for cell in plan.cells(arm, seed):
-        recipe = plan.recipe(cell)
-        tasks = {
-            **recipe["tasks"],
-            "train": "",
-            "eval": [e.rpartition("@")[2] for e in recipe["tasks"]["eval"]],
-        }
-        parts.append({**recipe, "out": "", "tasks": tasks, "data": cell.data.facts["digests"]})
-    text = json.dumps([parts, plan.overrides, plan.size], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
     """Play one run and collect it."""
     if not cell.data.eval:
@@ -177,14 +161,14 @@ def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
     arm = plan.recipe(cell)
     out = []
     if arm.get("train", {}).get("budget", 0) in (0, _common_budget(plan)):
-        out.append(f"train.budget={spent['gradient']}")
+        out.append(f"train.budget={max(1, spent['gradient'] // config.rounds)}")
     if config.method in UNJUDGED and "branches" not in arm.get("grow", {}):
         root = config.nodes.sources == ("root",)
         nodes = sum(cell.data.facts["train"].values()) if root else max(1, spent["nodes"])
-        branches = max(1, spent["sampled"] // (nodes * config.grow.max_tokens))
+        branches = max(1, spent["sampled"] // (nodes * config.grow.max_tokens * config.rounds))
         out.append(f"grow.branches={branches}")
     if config.method == "grpo":
-        out.append(f"grpo.budget={spent['sampled']}")
+        out.append(f"grpo.budget={max(1, spent['sampled'] // config.rounds)}")
     return tuple(out)
 
 
