@@ -324,8 +324,11 @@ def _check_values(config: Config) -> None:
         "train.groups_per_step": 1,
         "train.max_tokens": 16,
         "train.checkpoint_steps": 1,
+        "train.keep_samples": 1,
+        "train.max_drop": 0,
         "train.lora.r": 1,
         "tasks.limit": 0,
+        "tasks.hold_out": 0,
         "model.threads": 0,
         "train.warmup": 0,
         "train.alpha": 0,
@@ -368,6 +371,23 @@ def _check_values(config: Config) -> None:
             f"train.lora.dtype is {config.train.lora.dtype}, but method grpo trains the adapter "
             "in float32; set train.lora.dtype=float32"
         )
+    chooses = config.train.keep == "best" or config.train.max_drop or config.train.rates
+    if chooses and not config.tasks.hold_out:
+        raise ConfigError(
+            "train.keep=best, train.max_drop and train.rates choose by held-out tasks; set "
+            "tasks.hold_out, to 0.1 say"
+        )
+    if config.method in ("grpo", "sven") and (chooses or config.tasks.hold_out):
+        raise ConfigError(
+            f"method {config.method} keeps no snapshots to choose from; set tasks.hold_out=0, "
+            "train.keep=last, train.max_drop=0 and train.rates=[]"
+        )
+    if config.train.rates and (
+        min(config.train.rates) <= 0 or len(set(config.train.rates)) < len(config.train.rates)
+    ):
+        raise ConfigError(
+            f"train.rates is {list(config.train.rates)}; its numbers must be above 0 and differ"
+        )
     layers = config.train.lora.layers
     if layers != 0 and (layers < 0 if isinstance(layers, int) else not layers or min(layers) < 0):
         raise ConfigError(
@@ -386,6 +406,7 @@ def _check_values(config: Config) -> None:
             raise ConfigError(f"{key} is {value}; it must not be negative")
     for key, value in (
         ("train.warmup", config.train.warmup),
+        ("tasks.hold_out", config.tasks.hold_out),
         ("train.lora.dropout", config.train.lora.dropout),
         ("sven.dropout", config.sven.dropout),
     ):

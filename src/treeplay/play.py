@@ -27,6 +27,7 @@ from treeplay.opponent import score_opponent, with_sampled
 from treeplay.ordinary.anchors import ordinary_anchors
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import WITHOUT_BRANCHES, grow_trees, plant_trees
+from treeplay.play_keep import held_suite
 from treeplay.play_tasks import warn_of_contamination, what_fits
 from treeplay.play_train import learns_from_contrasts, train_player
 from treeplay.policy.model import (
@@ -68,6 +69,7 @@ class Game:
         given = config.golden.source == "reference"
         self.tasks = train_tasks(config.tasks, config.seed, given) if training else []
         self.suites = eval_suites(config.tasks)
+        self.tasks, self.held = held_suite(config, self.tasks)
         warn_of_contamination(self.tasks, self.suites, reporter.say)
         with run.timed("load"), reporter.stage("load model", 1) as meter:
             self.policy = load_policy(config.model)
@@ -80,10 +82,12 @@ class Game:
             self.policy = replace(self.policy, sampler=self.server.sampler(self.policy))
         run.name(name, self.policy.identity)
         run.name("tokenizer", tokenizer_digest(self.policy.tokenizer))
-        self.tasks, self.suites = what_fits(
-            self.policy, self.tasks, self.suites, config, reporter.say
-        )
-        every = [*self.tasks, *(t for suite in self.suites for t in suite.tasks)]
+        asked = [*self.suites, *([self.held] if self.held else [])]
+        self.tasks, asked = what_fits(self.policy, self.tasks, asked, config, reporter.say)
+        every = [*self.tasks, *(t for suite in asked for t in suite.tasks)]
+        if self.held:
+            self.held = asked.pop()
+        self.suites = asked
         lines = [json.dumps(task_to_json(task)) for task in every]
         run.name("tasks", hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)

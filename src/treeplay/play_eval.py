@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 def scored_answers(game: Game, policy: Policy, number: int) -> list[dict[str, Any]]:
     """Rows of ``eval/PLAYER.jsonl`` for ``policy``, the player of round ``number``."""
     player = game.player(number)
-    answers = [(suite, _answers(game, policy, player, suite)) for suite in game.suites]
+    answers = [
+        (suite, sampled_answers(game, policy, player, suite, f"eval/{player}.{suite.name}.answers"))
+        for suite in game.suites
+    ]
     rows: list[dict[str, Any]] = []
     for suite, sampled in answers:
         by_id = {task.id: task for task in suite.tasks}
@@ -35,7 +38,10 @@ def scored_answers(game: Game, policy: Policy, number: int) -> list[dict[str, An
     return rows
 
 
-def _answers(game: Game, policy: Policy, player: str, suite: Suite) -> list[Answer]:
+def sampled_answers(
+    game: Game, policy: Policy, player: str, suite: Suite, file: str
+) -> list[Answer]:
+    """The answers of ``policy`` to a suite, kept in ``file`` of the run folder as they come."""
     config = game.config.eval
     config = replace(
         config,
@@ -56,8 +62,7 @@ def _answers(game: Game, policy: Policy, player: str, suite: Suite) -> list[Answ
             game.judge.judge_ahead([(by_id[answer.task], answer.text) for answer in made])
             return [vars(answer) for answer in made]
 
-        path = game.run.path("eval", f"{player}.{suite.name}.answers")
-        rows = staged(path, groups, work, meter.advance)
+        rows = staged(game.run.path(file), groups, work, meter.advance)
     place = {task.id: i for i, task in enumerate(suite.tasks)}
     rows.sort(key=lambda row: (place[row["task"]], row["sample"]))
     return [Answer(**row) for row in rows]

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from treeplay.grpo import train_grpo
+from treeplay.keep import Keeper
+from treeplay.play_keep import train_and_choose
 from treeplay.sven import train_prefixes
-from treeplay.train import train
+from treeplay.train import TrainConfig, train
 
 if TYPE_CHECKING:
     from treeplay.play import Game
@@ -33,15 +35,21 @@ def train_contrasts(game: Game, number: int) -> Path:
             meter.tokens(int(row["tokens"]))
             meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
 
-        return train(
-            game.policy,
-            contrasts,
-            game.config.train,
-            game.config.seed * 1000 + number,
-            game.run.folder / where,
-            game.adapter(number - 1) if number > 1 else None,
-            done,
-        )
+        def run(config: TrainConfig, folder: Path, keeper: Keeper | None) -> Path:
+            return train(
+                game.policy,
+                contrasts,
+                config,
+                game.config.seed * 1000 + number,
+                folder,
+                game.adapter(number - 1) if number > 1 else None,
+                done,
+                keeper,
+            )
+
+        if game.held is None:
+            return run(game.config.train, game.run.folder / where, None)
+        return train_and_choose(game, number, run)
 
 
 def train_rewards(game: Game, number: int) -> Path:

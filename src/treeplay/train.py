@@ -28,6 +28,7 @@ from safetensors import SafetensorError
 from treeplay.contrasts import Contrast
 from treeplay.errors import RunError
 from treeplay.groups import Budget, Group, check_contrasts, each_bin, make_groups
+from treeplay.keep import Keeper
 from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
 from treeplay.objective import Loss, Pairs, contrast_losses, needs_kl
 from treeplay.policy.attention import packed_or_plain
@@ -59,6 +60,12 @@ class TrainConfig:
     apart: slow, the same numbers. ``checkpointing`` computes activations twice instead of keeping
     them. ``reference``: the opponent's log-probs are scored in a pass of their own, or those it had
     while it sampled are used again where there are any (float32 only).
+
+    ``keep``: the adapter as it is at the end, or that of the epoch which did ``best`` on the
+    held-out tasks (``tasks.hold_out``, ``keep_samples`` answers a task; :mod:`treeplay.keep`).
+    ``max_drop``: training ends early once the player is so much less able on them than the base
+    model (0: never). ``rates``: learning rates to try one after the other instead of
+    ``learning_rate``, the best being kept.
     """
 
     epochs: int = 2
@@ -81,6 +88,10 @@ class TrainConfig:
     checkpointing: bool = False
     reference: Literal["score", "reuse"] = "score"
     checkpoint_steps: int = 10
+    keep: Literal["last", "best"] = "last"
+    keep_samples: int = 4
+    max_drop: float = 0.0
+    rates: tuple[float, ...] = ()
     lora: LoraSettings = LoraSettings()
 
 
@@ -169,14 +180,16 @@ def train(
     out: Path,
     start_from: Path | None = None,
     progress: Callable[[int, int, dict[str, float]], None] | None = None,
+    keeper: Keeper | None = None,
 ) -> Path:
     """Train an adapter (new, or the one in ``start_from``) and write it to ``out/adapter``.
 
     ``policy`` must hold the base model without an adapter; it is wrapped, trained and unwrapped.
     ``progress(step, steps, figures)`` is called after every step; the same figures are lines of
-    ``out/train.jsonl``. Raises :class:`RunError` when there is nothing to train on, a contrast
-    cannot be read by the model, memory is too small for a single contrast, or the loss is not a
-    number.
+    ``out/train.jsonl``. With a ``keeper``, every epoch leaves a snapshot for it, it may end the
+    training, and it tells which snapshot is the adapter. Raises :class:`RunError` when there is
+    nothing to train on, a contrast cannot be read by the model, memory is too small for a single
+    contrast, or the loss is not a number.
     """
     if not contrasts:
         raise RunError(
@@ -193,8 +206,13 @@ def train(
     model = with_adapter(policy.model, config.lora, start_from)
     try:
         with checkpointing(policy.model, config.checkpointing):
-            _loop(model, contrasts, config, seed, out, progress, fresh=start_from is None)
-        save_adapter(model, policy.tokenizer, final)
+            fresh = start_from is None
+            after_epoch = keeper.watch(model, policy.tokenizer) if keeper else None
+            _loop(model, contrasts, config, seed, out, progress, after_epoch, fresh=fresh)
+        if keeper:
+            keeper.put(final)
+        else:
+            save_adapter(model, policy.tokenizer, final)
     except SafetensorError as error:  # its writer turns a full disk into an error of its own
         raise RunError(
             f"cannot write the adapter or its state in {out}: {error}; free some space, then resume"
@@ -212,6 +230,7 @@ def _loop(
     seed: int,
     out: Path,
     progress: Callable[[int, int, dict[str, float]], None] | None,
+    after_epoch: Callable[[Weights, int], bool] | None,
     *,
     fresh: bool,
 ) -> None:
@@ -222,7 +241,9 @@ def _loop(
         opponent = weights.opponent(model, base=fresh or config.kl_from == "base")
     trained = weights.masters
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.0)
-    steps = _plan(make_groups(contrasts, config.packed), config, seed)
+    groups = make_groups(contrasts, config.packed)
+    steps = _plan(groups, config, seed)
+    in_epoch = math.ceil(len(groups) / config.groups_per_step)
     budget = Budget(config.max_tokens)
     done = load_state(out / "state", trained, optimizer)
     weights.spread()
@@ -258,6 +279,13 @@ def _loop(
         weights.spread()
         row = {"step": step + 1, **row, "grad_norm": round(norm, 4)}
         lines.append(json.dumps(row))
+        # Before the state is saved: who is killed here comes by again.
+        if after_epoch and ((step + 1) % in_epoch == 0 or step + 1 == len(steps)):
+            write_log(log, lines)
+            ends = after_epoch(weights, math.ceil((step + 1) / in_epoch))
+            model.train()
+            if ends:
+                break
         if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
             write_log(log, lines)
             save_state(out / "state", trained, optimizer, step + 1)

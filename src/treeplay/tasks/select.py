@@ -25,14 +25,16 @@ class TaskConfig:
     other split. ``languages``: empty means all. ``form``: how evaluation tasks are asked
     (:mod:`treeplay.tasks.decision`); one of ``eval`` may name its own, and how much is sampled:
     ``FILE@token`` or ``FILE@full,max_tokens=256,samples=2``. ``limit``: at most so many training
-    tasks (0: all), drawn with the run's seed. ``too_long``: a task that does not fit the model's
-    context."""
+    tasks (0: all), drawn with the run's seed. ``hold_out``: the share of them that is kept out of
+    training, to choose a snapshot by (:mod:`treeplay.keep`). ``too_long``: a task that does not fit
+    the model's context."""
 
     train: str = STARTER
     eval: tuple[str, ...] = (STARTER,)
     languages: tuple[str, ...] = ()
     form: Form = "full"
     limit: int = 0
+    hold_out: float = 0.0
     too_long: Literal["error", "skip"] = "error"
 
 

@@ -1,0 +1,174 @@
+"""Snapshots, and which of them is kept: by held-out tasks, never by what was trained on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import byte_tokenizer, tiny_llama
+from safetensors.torch import load_file
+from test_train import SMALL, some_contrasts
+
+from treeplay.config import load_config
+from treeplay.contrasts import Contrast
+from treeplay.errors import ConfigError, TaskError
+from treeplay.judge.verdict import Label, Verdict
+from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
+from treeplay.opponent import score_opponent
+from treeplay.policy.model import Policy
+from treeplay.tasks.task import Tests, make_task
+from treeplay.train import TrainConfig, train
+
+BASE = Mark(0, 0.2, 0.5, 0.2)
+THREE = replace(SMALL, epochs=3, schedule="constant", warmup=0.0, keep="best")
+
+
+def judged(task: str, *verdicts: tuple[Label, bool | None], tested: bool = True) -> list[Any]:
+    tests = Tests("pass", "" if task == "general" else "pass") if tested else None
+    made = make_task(id=task, language="python", cwe=(), prompt="#", tests=tests)
+    return [(made, Verdict(label, "executed", (), passed)) for label, passed in verdicts]
+
+
+def test_marks_by_hand() -> None:
+    answers = [
+        # half secure and working; secure but failing its tests is no secure answer
+        *judged("a", ("secure", True), ("secure", False)),
+        *judged("b", ("vulnerable", True), ("invalid", None)),
+        *judged("c", ("secure", None), ("inert", None), ("unknown", None), tested=False),
+        *judged("general", ("plain", True), ("plain", False)),
+    ]
+    found = mark(answers, 2, None)
+    secure, able = (1 / 2 + 0 + 1 / 3) / 3, (1 / 2 + 1 / 2 + 2 / 3 + 1 / 2) / 4
+    assert found == Mark(2, pytest.approx(secure), pytest.approx(able), pytest.approx(secure))
+    # what ability was lost against base is taken off; what was gained is not put on
+    less = mark(answers, 2, Mark(0, 0.0, able + 0.1, 0.0))
+    assert less.score == pytest.approx(secure - 0.1)
+    assert mark(answers, 2, Mark(0, 0.0, 0.1, 0.0)).score == pytest.approx(secure)
+
+
+def test_the_earliest_of_equal_marks_is_the_best() -> None:
+    marks = [Mark(n, 0.5, 0.5, score) for n, score in ((1, 0.1), (2, 0.3), (3, 0.3))]
+    assert best(marks).epoch == 2
+
+
+def test_held_out_tasks_are_of_the_seed_and_apart() -> None:
+    every = [make_task(id=str(n), language="python", cwe=(), prompt="#") for n in range(10)]
+    kept, held = hold_out(every, 0.3, 4)
+    assert (len(kept), len(held)) == (7, 3)
+    assert sorted(task.id for task in (*kept, *held)) == [task.id for task in every]
+    assert hold_out(every, 0.3, 4) == (kept, held)
+    assert hold_out(every, 0.3, 5) != (kept, held)
+    assert hold_out(every, 0.0, 4) == (every, [])
+    assert len(hold_out(every, 0.01, 4)[1]) == 1
+    with pytest.raises(TaskError, match="leaves none of 1 tasks"):
+        hold_out(every[:1], 0.5, 0)
+
+
+@pytest.fixture
+def policy() -> Policy:
+    return Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
+
+
+@pytest.fixture
+def contrasts(policy: Policy) -> list[Contrast]:
+    return score_opponent(policy, some_contrasts(), SMALL)
+
+
+def told(scores: dict[int, tuple[float, float]]) -> Examine:
+    """Gives each epoch the (secure, able) in ``scores``."""
+
+    def examine(model: Any, adapter: Path, epoch: int) -> Mark:
+        assert (adapter / "adapter_model.safetensors").is_file()
+        assert model is None or not model.training
+        secure, able = scores[epoch]
+        return Mark(epoch, secure, able, secure - max(0.0, BASE.able - able))
+
+    return examine
+
+
+def weights(adapter: Path) -> dict[str, bytes]:
+    found = load_file(adapter / "adapter_model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in found.items()}
+
+
+FINE = {1: (0.3, 0.5), 2: (0.6, 0.5), 3: (0.6, 0.2)}
+
+
+def test_snapshots_are_the_epochs_and_change_nothing(
+    policy: Policy, contrasts: list[Contrast], tmp_path: Path
+) -> None:
+    keeper = Keeper(tmp_path / "a" / "epochs", BASE, THREE, told(FINE))
+    final = train(policy, contrasts, THREE, 7, tmp_path / "a", keeper=keeper)
+    assert keeper.best().epoch == 2
+    assert weights(final) == weights(keeper.snapshot(2))
+    # the rate does not depend on the number of epochs here, so an epoch is a shorter run
+    for epochs in (1, 2, 3):
+        short = replace(THREE, epochs=epochs)
+        plain = train(policy, contrasts, short, 7, tmp_path / str(epochs))
+        assert weights(plain) == weights(keeper.snapshot(epochs))
+
+
+def test_ability_that_falls_ends_the_training(
+    policy: Policy, contrasts: list[Contrast], tmp_path: Path
+) -> None:
+    config = replace(THREE, keep="last", max_drop=0.1)
+    falling = {1: (0.1, 0.45), 2: (0.9, 0.39)}  # epoch 3 is never met
+    keeper = Keeper(tmp_path / "epochs", BASE, config, told(falling))
+    final = train(policy, contrasts, config, 7, tmp_path, keeper=keeper)
+    steps = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert len(steps) == 2 * 3  # five trees, two a step
+    assert weights(final) == weights(keeper.snapshot(1))
+    assert not keeper.snapshot(3).exists()
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_interrupted_equals_uninterrupted(
+    policy: Policy, contrasts: list[Contrast], tmp_path: Path, at: int
+) -> None:
+    keeper = Keeper(tmp_path / "a" / "epochs", BASE, THREE, told(FINE))
+    whole = train(policy, contrasts, THREE, 7, tmp_path / "a", keeper=keeper)
+
+    def dying(model: Any, adapter: Path, epoch: int) -> Mark:
+        if epoch == at:
+            raise Killed
+        return told(FINE)(model, adapter, epoch)
+
+    first = Keeper(tmp_path / "b" / "epochs", BASE, THREE, dying)
+    with pytest.raises(Killed):
+        train(policy, contrasts, THREE, 7, tmp_path / "b", keeper=first)
+    again = Keeper(tmp_path / "b" / "epochs", BASE, THREE, told(FINE))
+    resumed = train(policy, contrasts, THREE, 7, tmp_path / "b", keeper=again)
+    assert weights(resumed) == weights(whole)
+    assert again.to_json() == keeper.to_json()
+    log = (tmp_path / "b" / "train.jsonl").read_text()
+    assert log == (tmp_path / "a" / "train.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        (["train.keep=best"], "set tasks.hold_out"),
+        (["train.max_drop=0.1"], "set tasks.hold_out"),
+        (["train.rates=[0.1]"], "set tasks.hold_out"),
+        (["tasks.hold_out=1"], "tasks.hold_out is 1"),
+        (["tasks.hold_out=0.1", "train.rates=[0.1, 0.1]"], "must be above 0 and differ"),
+        (["tasks.hold_out=0.1", "method=grpo"], "keeps no snapshots"),
+        (["contrasts.ordinary=-1"], "contrasts.ordinary is -1"),
+    ],
+)
+def test_settings_that_cannot_be(setting: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(None, setting)
+
+
+def test_config_without_held_out_tasks_is_as_before() -> None:
+    config = load_config(None)
+    assert (config.tasks.hold_out, config.train.keep, config.contrasts.ordinary) == (0, "last", 0)
+    assert TrainConfig().rates == ()
