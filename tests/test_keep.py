@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from conftest import byte_tokenizer, tiny_llama
 from safetensors.torch import load_file
 from test_train import SMALL, some_contrasts
+from writer import make_writer
 
+import treeplay.play_keep
 from treeplay.config import load_config
-from treeplay.contrasts import Contrast
-from treeplay.errors import ConfigError, TaskError
+from treeplay.contrasts import Contrast, contrast_from_json
+from treeplay.errors import ConfigError, SandboxError, TaskError
 from treeplay.judge.verdict import Label, Verdict
 from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
 from treeplay.opponent import score_opponent
+from treeplay.play import Game
 from treeplay.policy.model import Policy
+from treeplay.progress import Reporter
+from treeplay.run import open_run, read_json, read_jsonl
+from treeplay.sandbox import check_sandbox
 from treeplay.tasks.task import Tests, make_task
 from treeplay.train import TrainConfig, train
 
@@ -166,6 +174,84 @@ def test_interrupted_equals_uninterrupted(
 def test_settings_that_cannot_be(setting: list[str], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(None, setting)
+
+
+def open_game(folder: Path, writer: Path, resume: bool = False) -> Game:
+    source = str(writer / "tasks.jsonl")
+    recipe = {
+        "method": "sft",
+        "out": str(folder / "run"),
+        "model": {"name": str(writer), "threads": 1},
+        "tasks": {"train": source, "eval": [source], "hold_out": 0.3},
+        "contrasts": {"ordinary": 2, "ordinary_kind": "likelihood"},
+        "train": {
+            "epochs": 2,
+            "rates": [1e-3, 1e-4],
+            "keep": "best",
+            "keep_samples": 2,
+            "groups_per_step": 2,
+            "lora": {"r": 4},
+        },
+        "eval": {"samples": 2, "rows_at_once": 4, "max_tokens": 60},
+    }
+    folder.mkdir(exist_ok=True)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return Game(open_run(load_config(path), resume=resume), Reporter(quiet=True))
+
+
+def test_the_game_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+    writer = make_writer(tmp_path / "writer")
+    game = open_game(tmp_path / "whole", writer)
+    assert game.held is not None
+    (held,) = (task.id for task in game.held.tasks)
+    assert held not in {task.id for task in game.tasks}
+    assert len(game.tasks) == 1  # of the two with the split "train"
+    game.train(1)
+    game.close()
+    run = tmp_path / "whole" / "run"
+    kept = read_json(run / "round-1" / "kept.json")
+    learnt = [contrast_from_json(row) for row in read_jsonl(run / "round-1" / "contrasts.jsonl")]
+    assert held not in {contrast.task for contrast in learnt}
+    assert sum(contrast.task.startswith("ordinary/") for contrast in learnt) == 2
+    assert list(kept["tried"]) == ["0.001", "0.0001"]
+    scores = {
+        (float(rate), one["epoch"]): one["score"]
+        for rate, tried in kept["tried"].items()
+        for one in tried["epochs"]
+    }
+    assert len(scores) == 4
+    assert scores[kept["learning_rate"], kept["epoch"]] == max(scores.values())
+    chosen = run / "round-1" / f"rate-{kept['learning_rate']:g}" / "epochs"
+    assert weights(run / "round-1" / "adapter") == weights(
+        chosen / f"epoch-{kept['epoch']}" / "adapter"
+    )
+    # killed between two snapshots, and resumed, it chooses the same
+    calls = 0
+    really: Callable[..., Any] = treeplay.play_keep.sampled_answers
+
+    def dying(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # base, the first epoch, the second
+            raise Killed
+        return really(*arguments)
+
+    monkeypatch.setattr(treeplay.play_keep, "sampled_answers", dying)
+    game = open_game(tmp_path / "killed", writer)
+    with pytest.raises(Killed):
+        game.train(1)
+    game.close()
+    game = open_game(tmp_path / "killed", writer, resume=True)
+    game.train(1)
+    game.close()
+    again = tmp_path / "killed" / "run" / "round-1"
+    assert read_json(again / "kept.json") == kept
+    assert weights(again / "adapter") == weights(run / "round-1" / "adapter")
 
 
 def test_config_without_held_out_tasks_is_as_before() -> None:
