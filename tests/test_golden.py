@@ -27,6 +27,7 @@ from treeplay.tasks.jsonl import write_tasks
 from treeplay.tasks.task import Task, make_task
 from treeplay.tree import Branch, Node, Tree, tree_from_json
 from treeplay.trie import Path, accepted, mistake, nearest, path_of, shared, trie, vulnerable
+from treeplay.view.explorer import SHOWS, explore
 
 PROMPT = (7, 8)
 
@@ -346,6 +347,10 @@ def test_a_run_without_references(writer: File, tmp_path: File) -> None:
                 from_trie += 1
                 assert tree.path(b.id) in wholes
         assert {node.source for node in tree.nodes} - {"trie"}  # and others grew beside them
+        page = explore(tree, given[tree.task], SHOWS[0])
+        shown = [node for line in page["lines"] for node in line["nodes"]]
+        assert {node["id"] for node in shown} == {n.id for n in tree.nodes if n.branch is None}
+        assert sum(node["total"] for node in shown) <= len(tree.branches)
     assert from_trie
     assert any(
         tree.nodes[c.node].source == "trie" and c.rejected
