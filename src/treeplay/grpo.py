@@ -73,13 +73,13 @@ def require_trl() -> str:
     return metadata.version("trl")
 
 
-def reward_of(verdict: Verdict, rewards: GrpoRewards) -> float | None:
+def reward_of(verdict: Verdict, config: GrpoRewards) -> float | None:
     """The reward of an answer with ``verdict``; ``None`` where it says nothing."""
     worth = {
         "secure": 1.0,
-        "vulnerable": rewards.vulnerable,
-        "inert": rewards.inert,
-        "invalid": rewards.invalid,
+        "vulnerable": config.vulnerable,
+        "inert": config.inert,
+        "invalid": config.invalid,
     }
     return worth.get(verdict.label)
 
