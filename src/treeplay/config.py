@@ -26,6 +26,7 @@ from treeplay.grpo import GrpoConfig
 from treeplay.judge.panel import JudgeConfig
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import ModelConfig
+from treeplay.selfplay import PlayConfig, check_play
 from treeplay.sven import SvenConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
@@ -64,6 +65,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     sven: SvenConfig = SvenConfig()
     grpo: GrpoConfig = GrpoConfig()
+    play: PlayConfig = PlayConfig()
     eval: EvalConfig = EvalConfig()
 
 
@@ -287,8 +289,12 @@ def _check_values(config: Config) -> None:
         )
     if config.method == "sven":
         _check_sven(config)
+    check_play(config.play, config.method, config.tasks.pick == "hard")
     at_least = {
         "rounds": 1,
+        "play.newest": 0,
+        "play.stop_below": 0,
+        "play.patience": 0,
         "golden.samples": 1,
         "golden.attempts": 1,
         "golden.mends": 1,
@@ -351,6 +357,8 @@ def _check_values(config: Config) -> None:
     for key, value in (
         ("golden.top_p", config.golden.top_p),
         ("grow.top_p", config.grow.top_p),
+        ("tasks.share", config.tasks.share),
+        ("tasks.floor", config.tasks.floor),
         ("grpo.top_p", config.grpo.top_p),
         ("eval.top_p", config.eval.top_p),
         ("nodes.probe.drop", config.nodes.probe.drop),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from treeplay.errors import TaskError
 from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.policy.sample import Ended, Request, Row, SampleConfig, sample, seed_of
 from treeplay.tasks.answer import cut_answer
@@ -43,10 +44,16 @@ def sample_answers(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> list[Answer]:
-    """``config.samples`` answers a task, in task order; each depends on (seed, task, number)."""
+    """``config.samples`` answers a task, in task order; each depends on (seed, task, number).
+    Raises :class:`TaskError` for a task with an empty prompt."""
     requests = []
     for task in tasks:
         path = encode_path(policy, task)
+        if not path.n_prompt:
+            raise TaskError(
+                f"task {task.id!r} has an empty prompt, and no model predicts a first token from "
+                "nothing; begin its prompt with some text"
+            )
         rows = tuple(
             Row(path.n_prompt, seed_of("eval", seed, task.id, number))
             for number in range(config.samples)

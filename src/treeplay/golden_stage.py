@@ -47,10 +47,10 @@ def own_goldens(game: Game, policy: Policy, number: int) -> list[Own]:
     if final.is_file():
         return [own_from_json(row) for row in read_jsonl(final)]
     config = game.config.golden
-    prompts = [encode_path(policy, task).ids for task in game.tasks]
-    trees = [rooted(task, ids) for task, ids in zip(game.tasks, prompts, strict=True)]
-    trees = _sampled(game, policy, number, "samples", game.tasks, trees, config.samples)
-    trees = _judged(game, number, "samples", game.tasks, trees)
+    prompts = [encode_path(policy, task).ids for task in game.played(number)]
+    trees = [rooted(task, ids) for task, ids in zip(game.played(number), prompts, strict=True)]
+    trees = _sampled(game, policy, number, "samples", game.played(number), trees, config.samples)
+    trees = _judged(game, number, "samples", game.played(number), trees)
     owns = [Own(tree) for tree in trees] if config.source == "repair" else list(map(choose, trees))
     counts: dict[str, int] = {
         "tasks": len(owns),
@@ -63,7 +63,9 @@ def own_goldens(game: Game, policy: Policy, number: int) -> list[Own]:
         owns = [own if own.golden else choose(own.samples) for own in owns]
     room = policy.max_length - game.config.grow.max_tokens
     owns = [_fitting(own, room) for own in owns]
-    owns = [relocated(t, own, game.sandbox) for t, own in zip(game.tasks, owns, strict=True)]
+    owns = [
+        relocated(t, own, game.sandbox) for t, own in zip(game.played(number), owns, strict=True)
+    ]
     counts["accepted"] = sum(own.golden is not None for own in owns)
     counts["mended"] = sum(own.golden is not None and own.mended for own in owns)
     _tell(game, number, counts)
@@ -78,7 +80,7 @@ def own_trees(game: Game, policy: Policy, number: int, with_trie: bool) -> list[
     owns = own_goldens(game, policy, number)
     planted = [
         plant_own(policy, task, own, game.config.nodes, with_trie)
-        for task, own in zip(game.tasks, owns, strict=True)
+        for task, own in zip(game.played(number), owns, strict=True)
     ]
     return [tree for tree in planted if tree is not None]
 
@@ -173,7 +175,7 @@ def _repair(
         which: list[int] = []
         asked: list[Task] = []
         trees: list[Tree] = []
-        for i, (task, own) in enumerate(zip(game.tasks, owns, strict=True)):
+        for i, (task, own) in enumerate(zip(game.played(number), owns, strict=True)):
             if own.golden or not wrong[i]:
                 continue
             broken = again.get(i) or wrong[i][attempt % len(wrong[i])]
@@ -187,7 +189,7 @@ def _repair(
             trees.append(rooted(task, ids))
         if not which:
             continue
-        tasks = [game.tasks[i] for i in which]
+        tasks = [game.played(number)[i] for i in which]
         name = f"repair-{attempt + 1}"
         trees = _sampled(game, policy, number, name, tasks, trees, config.mends)
         trees = _judged(game, number, name, tasks, trees)

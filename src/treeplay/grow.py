@@ -97,18 +97,29 @@ def grow(
     seed: int,
     progress: Callable[[int], None] | None = None,
     kept: Kept | None = None,
+    mine: Callable[[str, int, int], bool] | None = None,
 ) -> list[Tree]:
     """Sample continuations at every node that has too few (:func:`missing`).
 
     A branch's randomness depends on (seed, task, node, its number there) alone, so branches
     sampled in waves are the first of those that are sampled at once. ``kept`` keeps golden paths'
-    keys and values from call to call. Raises :class:`TaskError` for a node before the first token.
+    keys and values from call to call. ``mine(task, node, number)`` says which branches are sampled
+    here, of those that are missing (all, where it is not given). Raises :class:`TaskError` for a
+    node before the first token.
     """
     targets: list[tuple[int, Node, int]] = []  # (tree, node, number), in row order
     requests: list[Request] = []
     for t, tree in enumerate(trees):
         counts = Counter(branch.node for branch in tree.branches)
-        wanted = {node.id: missing(tree, node, config) for node in tree.nodes}
+        wanted = {
+            node.id: [
+                number
+                for number in range(have, have + missing(tree, node, config))
+                if mine is None or mine(tree.task, node.id, number)
+            ]
+            for node in tree.nodes
+            for have in [counts[node.id]]
+        }
         for trunk in sorted({n.branch for n in tree.nodes if wanted[n.id]}, key=str):
             rows = []
             for node in tree.nodes:
@@ -119,7 +130,7 @@ def grow(
                         f"task {tree.task!r} has a risk node before its first token, where no "
                         "model predicts anything; give the task a prompt"
                     )
-                for number in range(counts[node.id], counts[node.id] + wanted[node.id]):
+                for number in wanted[node.id]:
                     rows.append(Row(node.position, seed_of(seed, tree.task, node.id, number)))
                     targets.append((t, node, number))
             last = max(row.position for row in rows)

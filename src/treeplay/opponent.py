@@ -28,7 +28,7 @@ Logps = tuple[float, ...]
 
 def with_sampled(contrasts: Sequence[Contrast], trees: Sequence[Tree]) -> list[Contrast]:
     """Contrasts with the log-probs that the opponent had while it sampled them, where it did: a
-    continuation is then what a branch of the contrast's node begins with."""
+    continuation is then what a branch of the contrast's node, by the same player, begins with."""
     branches: dict[tuple[str, int], list[Branch]] = {}
     for tree in trees:
         for branch in tree.branches:
@@ -36,6 +36,8 @@ def with_sampled(contrasts: Sequence[Contrast], trees: Sequence[Tree]) -> list[C
 
     def known(contrast: Contrast, tail: tuple[int, ...]) -> Logps:
         for branch in branches.get((contrast.task, contrast.node), ()):
+            if branch.opponent != contrast.opponent:
+                continue
             if tail and branch.ids[: len(tail)] == tail and len(branch.logps) >= len(tail):
                 return branch.logps[: len(tail)]
         return ()

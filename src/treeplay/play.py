@@ -26,10 +26,11 @@ from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
 from treeplay.ordinary.anchors import ordinary_anchors
 from treeplay.play_eval import scored_answers
-from treeplay.play_grow import WITHOUT_BRANCHES, grow_trees, plant_trees
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
+from treeplay.play_over import doubt, end, why_over
 from treeplay.play_tasks import warn_of_contamination, what_fits
-from treeplay.play_train import learns_from_contrasts, train_player
+from treeplay.play_train import train_player
 from treeplay.policy.model import (
     Policy,
     adapter_digest,
@@ -42,6 +43,15 @@ from treeplay.policy.server import open_server
 from treeplay.progress import Reporter
 from treeplay.run import Run, read_jsonl, write_json, write_jsonl
 from treeplay.sandbox import Sandbox, check_sandbox
+from treeplay.selfplay import (
+    Rate,
+    hard_tasks,
+    pool_of,
+    rates,
+    rates_to_json,
+    replayed,
+    with_reference,
+)
 from treeplay.tasks.jsonl import task_to_json
 from treeplay.tasks.select import eval_suites, train_tasks
 from treeplay.tasks.task import Task
@@ -65,6 +75,7 @@ class Game:
             check_sandbox()
         self.sandbox = Sandbox(unsafe=config.judge.unsafe)
         self.base_name = name
+        self._played: dict[int, list[Task]] = {}
         self.server = open_server(config.model, run.folder, reporter.say)
         given = config.golden.source == "reference"
         self.tasks = train_tasks(config.tasks, config.seed, given) if training else []
@@ -134,21 +145,42 @@ class Game:
         finally:
             take_off(model)
 
+    def pool(self, number: int) -> tuple[int, ...]:
+        """Whom round ``number`` is played against, the latest player first."""
+        return pool_of(number, self.config.play)
+
+    def played(self, number: int) -> list[Task]:
+        """The training tasks of round ``number``: all, or with ``tasks.pick=hard`` some, by the
+        vulnerable rates last measured."""
+        config = self.config.tasks
+        if config.pick == "all" or number == 1:
+            return self.tasks
+        if number not in self._played:
+            known: dict[str, Rate] = {}
+            for earlier in range(1, number):
+                known |= rates(self.grow(earlier), self.player(earlier - 1))
+            self._played[number] = hard_tasks(
+                self.tasks, known, config.share, config.floor, self.config.seed * 1000 + number
+            )
+        return self._played[number]
+
     # Stages.
 
     def grow(self, number: int) -> list[Tree]:
-        """Grow and judge the trees of round ``number``; the opponent is the player before."""
+        """Grow and judge the trees of round ``number``; the opponents are players before it."""
         where = self.player(number)
         final = self.run.path(where, "judged.jsonl")
         if final.is_file():
             return [tree_from_json(row) for row in read_jsonl(final)]
-        opponent = number - 1
-        self.run.name(f"{where} opponent", self.player(opponent))
-        with self.policy_of(opponent) as policy:
+        self.played(number)
+        names = [self.player(opponent) for opponent in self.pool(number)]
+        self.run.name(f"{where} opponent", ", ".join(names))
+        with Opponents(self, number) as opponents:
+            policy = opponents.policy(opponents.pool[0])
             trees = plant_trees(self, policy, number)
             if self.config.method not in WITHOUT_BRANCHES:
                 trees = learn_nodes(self, policy, number, trees)
-                trees = grow_trees(self, policy, number, trees)
+                trees = grow_trees(self, opponents, number, trees)
         write_jsonl(final, [tree_to_json(tree) for tree in trees])
         return trees
 
@@ -162,27 +194,29 @@ class Game:
         return [own_task(task, tree) for task, tree in zip(found, trees, strict=True)]
 
     def contrasts(self, number: int) -> list[Contrast]:
-        """Draw the contrasts of round ``number`` and score them under the opponent, once."""
+        """Draw the contrasts of round ``number`` and score each under its opponent, once."""
         where = self.player(number)
         path = self.run.path(where, "contrasts.jsonl")
         if path.is_file():
             return [contrast_from_json(row) for row in read_jsonl(path)]
         trees = self.grow(number)
-        with self.policy_of(number - 1) as policy:
+        names = [self.player(opponent) for opponent in self.pool(number)]
+        with Opponents(self, number) as opponents:
+            policy = opponents.policy(opponents.pool[0])
             drawn = draw_contrasts(
                 self.config.method, policy, self.tasks_of(trees), trees, self.config.contrasts
             )
             bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
             if bare and self.config.method not in WITHOUT_BRANCHES:
                 self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
-            found: Sequence[Contrast] = drawn.contrasts
+            found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
             if found and self.config.contrasts.ordinary:
                 seed = self.config.seed * 1000 + number
                 spoken = self.config.tasks.languages
                 extra = ordinary_anchors(policy, self.config.contrasts, seed, spoken)
-                found = [*found, *extra]
+                found = [*found, *with_reference(extra, trees, names)]
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,
@@ -193,13 +227,45 @@ class Game:
                     meter.advance(count)
 
                 say = self.reporter.say
-                scored = score_opponent(policy, found, self.config.train, done, say)
+                scored: list[Contrast] = list(found)
+                for opponent, name in zip(opponents.pool, names, strict=True):
+                    which = [i for i, one in enumerate(found) if one.opponent == name]
+                    if not which:
+                        continue
+                    policy, some = opponents.policy(opponent), [found[i] for i in which]
+                    one_s = score_opponent(policy, some, self.config.train, done, say)
+                    for i, contrast in zip(which, one_s, strict=True):
+                        scored[i] = contrast
+        judged = self.config.method not in (*WITHOUT_BRANCHES, *UNJUDGED)
+        warning = doubt(self, trees) if judged else ""
+        if warning:
+            self.reporter.say(f"warning: {where}: {warning}")
         write_json(
             self.run.path(where, "contrasts.json"),
-            {"opponent": self.player(number - 1), "counts": drawn.counts},
+            {
+                "opponent": names[0],
+                "counts": drawn.counts,
+                "opponents": {name: rates_to_json(rates(trees, name)) for name in names},
+                "warning": warning,
+            },
         )
         write_jsonl(path, [contrast_to_json(contrast) for contrast in scored])
         return scored
+
+    def lesson(self, number: int) -> list[Contrast]:
+        """What the player of round ``number`` is trained on: the round's contrasts, and with
+        ``play.replay`` some of the rounds before."""
+        own = self.contrasts(number)
+        if not self.config.play.replay or number == 1 or not own:
+            return own
+        path = self.run.path(self.player(number), "replayed.jsonl")
+        if path.is_file():
+            return [*own, *(contrast_from_json(row) for row in read_jsonl(path))]
+        earlier = [self.contrasts(before) for before in range(1, number)]
+        seed = self.config.seed * 1000 + number
+        again = replayed(own, earlier, self.config.play.replay, seed)
+        write_jsonl(path, [contrast_to_json(contrast) for contrast in again])
+        return [*own, *again]
 
     def train(self, number: int) -> Path:
         """Train the player of round ``number`` from the player before it."""
@@ -220,20 +286,21 @@ class Game:
         write_jsonl(path, rows)
 
     def play(self) -> None:
-        """All rounds, base and every player evaluated. The game ends early where the opponent, a
-        player by then, makes no mistake any more."""
+        """All rounds, base and every player evaluated. The game ends early where there is nothing
+        left to learn (:func:`treeplay.play_over.why_over`); the manifest says so.
+
+        Where a round's training fails, the players before it are evaluated all the same.
+        """
         self.evaluate(0)
         for number in range(1, self.config.rounds + 1):
-            if number > 1 and self._nothing_to_learn(number):
-                self.reporter.say(
-                    f"round {number}: {self.player(number - 1)} made no mistake to learn from; "
-                    "the game ends here"
-                )
+            if reason := why_over(self, number):
+                self.reporter.say(f"round {number}: {reason}; the game ends here")
+                end(self, number, reason)
                 return
-            self.train(number)
+            try:
+                self.train(number)
+            except RunError as error:
+                end(self, number, f"training failed: {error}")
+                raise
             self.evaluate(number)
-
-    def _nothing_to_learn(self, number: int) -> bool:
-        if self.adapter(number).is_dir() or not learns_from_contrasts(self.config.method):
-            return False
-        return not self.contrasts(number)
+        end(self, self.config.rounds, "")

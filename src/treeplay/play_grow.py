@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from treeplay.nodes import LEARNT
 from treeplay.policy.model import Policy
 from treeplay.policy.trunks import Kept
 from treeplay.run import batches, staged
+from treeplay.selfplay import merged, seat, signed
 from treeplay.tasks.task import Task
 from treeplay.tree import Tree, tree_from_json, tree_to_json
 
@@ -23,12 +25,41 @@ WITHOUT_BRANCHES = ("sft", "dpo", "safecoder", "sven")
 UNJUDGED = ("tsp-paper", "spin")
 
 
+class Opponents:
+    """The players of a round's pool, one at a time on the model. Used in a ``with`` statement."""
+
+    def __init__(self, game: Game, number: int) -> None:
+        self.game, self.pool = game, game.pool(number)
+        self._stack = ExitStack()
+        self._seated: tuple[int, Policy] | None = None
+        self._kept: dict[int, Kept] = {}
+
+    def __enter__(self) -> Opponents:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def policy(self, player: int) -> Policy:
+        """The policy of round ``player``; the one before it is no longer to be used."""
+        if self._seated is None or self._seated[0] != player:
+            self._stack.close()
+            self._seated = None
+            self._seated = player, self._stack.enter_context(self.game.policy_of(player))
+        return self._seated[1]
+
+    def kept(self, player: int) -> Kept:
+        """Keys and values of golden paths under ``player``, who shares the memory with the rest."""
+        megabytes = self.game.config.grow.keep_mb / len(self.pool)
+        return self._kept.setdefault(player, Kept(megabytes))
+
+
 def plant_trees(game: Game, policy: Policy, number: int) -> list[Tree]:
     """The golden paths of the game's tasks with their risk nodes, and no branches yet, but those
     that come with golden paths of the opponent's own."""
     room = game.config.grow.max_tokens
     if game.config.golden.source == "reference":
-        trees = [plant(policy, task, game.config.nodes, room) for task in game.tasks]
+        trees = [plant(policy, task, game.config.nodes, room) for task in game.played(number)]
     else:
         trees = own_trees(game, policy, number, game.config.method not in UNJUDGED)
     bare = sum(not tree.nodes for tree in trees)
@@ -38,17 +69,18 @@ def plant_trees(game: Game, policy: Policy, number: int) -> list[Tree]:
     return trees
 
 
-def grow_trees(game: Game, policy: Policy, number: int, trees: list[Tree]) -> list[Tree]:
+def grow_trees(game: Game, opponents: Opponents, number: int, trees: list[Tree]) -> list[Tree]:
     """``trees`` with the branches of round ``number``, judged where the method wants it."""
     tasks = game.tasks_of(trees)
     config = game.config.grow
     judged = game.config.method not in UNJUDGED
-    kept = Kept(config.keep_mb)
-    room = policy.max_length - config.max_tokens
+    room = opponents.policy(opponents.pool[0]).max_length - config.max_tokens
+    latest = game.player(opponents.pool[0])
+    trees = [signed(tree, latest) for tree in trees]  # rollouts, samples of a trie
     for level in range(1, config.depth + 1):
         wave = 1
         while wave == 1 or any(_rows(game, tree) for tree in trees):
-            trees = _grow_level(game, policy, tasks, trees, number, (level, wave), kept)
+            trees = _grow_level(game, opponents, tasks, trees, number, (level, wave))
             if not judged:
                 break
             trees = _judge_level(game, tasks, trees, number, level)
@@ -60,36 +92,61 @@ def grow_trees(game: Game, policy: Policy, number: int, trees: list[Tree]) -> li
 
 def _grow_level(
     game: Game,
-    policy: Policy,
+    opponents: Opponents,
     tasks: list[Task],
     trees: list[Tree],
     number: int,
     when: tuple[int, int],
-    kept: Kept,
 ) -> list[Tree]:
+    parts = [
+        _grow_share(game, opponents, tasks, trees, number, when, player)
+        for player in opponents.pool
+    ]
+    return merged(trees, parts)
+
+
+def _grow_share(
+    game: Game,
+    opponents: Opponents,
+    tasks: list[Task],
+    trees: list[Tree],
+    number: int,
+    when: tuple[int, int],
+    opponent: int,
+) -> list[Tree]:
+    """``trees`` with those of the missing branches that fall to one opponent of the pool."""
     level, wave = when
-    player = game.player(number)
+    player, name = game.player(number), game.player(opponent)
     title = f"{player} grow" + (f" level {level}" if level > 1 else "")
     title += f" wave {wave}" if wave > 1 else ""
-    name = f"grown-{level}" + (f"-{wave}" if wave > 1 else "")
-    path = game.run.path(player, f"{name}.jsonl")
+    stem = f"grown-{level}" + (f"-{wave}" if wave > 1 else "")
+    if len(opponents.pool) > 1:
+        title, stem = f"{title} by {name}", f"{stem}.{name}"
+    path = game.run.path(player, f"{stem}.jsonl")
     config = game.config.grow
+    seed = game.config.seed * 1000 + number
+
+    def mine(task: str, node: int, branch: int) -> bool:
+        return seat(opponents.pool, seed, task, node, branch) == opponent
+
     # Trees of like length share a batch; the order is restored by the ids below.
     order = sorted(range(len(trees)), key=lambda i: len(trees[i].prompt_ids))
-    groups = batches(order, [_rows(game, tree) for tree in trees], config.rows_at_once)
-    seed = game.config.seed * 1000 + number
+    rows_at_once = config.rows_at_once * len(opponents.pool)  # a share of these is sampled here
+    groups = batches(order, [_rows(game, tree) for tree in trees], rows_at_once)
     with game.run.timed(f"{player} grow"), game.reporter.stage(title, len(trees)) as meter:
 
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
             grown = grow(
-                policy,
+                opponents.policy(opponent),
                 [tasks[i] for i in group],
                 [trees[i] for i in group],
                 config,
                 seed,
                 meter.tokens,
-                kept,
+                opponents.kept(opponent),
+                mine,
             )
+            grown = [signed(tree, name) for tree in grown]
             if game.config.method not in UNJUDGED:
                 game.judge.judge_ahead(
                     [

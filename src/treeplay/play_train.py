@@ -26,7 +26,7 @@ Trainer = Callable[["Game", int], Path]
 
 def train_contrasts(game: Game, number: int) -> Path:
     """Train on the contrasts of round ``number``, from the player before it."""
-    contrasts = game.contrasts(number)
+    contrasts = game.lesson(number)
     where = game.player(number)
     with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
 

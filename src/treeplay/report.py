@@ -7,9 +7,11 @@ Reads ``eval/*.jsonl`` (scored samples, needed) and what else the folder holds: 
 ``report.json`` is one object:
 
     treeplay, created   version of this package, time in UTC
-    run                 folder, model, method, rounds, seed and the whole manifest
+    run                 folder, model, method, rounds, seed, where the game ended early, and the
+                        whole manifest
     rows, paired        flat lists, see :mod:`treeplay.metrics`
-    branches            per round: trees, nodes, branches by label, counts of the contrasts
+    branches            per round: trees, nodes, branches by label, counts of the contrasts, what
+                        the judge said of each opponent's branches, pairs of earlier rounds
     training            per round: the lines of train.jsonl
     timings             seconds per stage, and peak_memory_mb
 """
@@ -72,6 +74,7 @@ def build_report(run_folder: Path, against: str = "base") -> dict[str, Any]:
         "paired": paired(run.samples, against),
         "branches": [
             _branches(name, run.trees.get(name), run.contrasts.get(name))
+            | {"replayed": _count(run.folder / name / "replayed.jsonl")}
             for name in _rounds(run.folder)
             if name in run.trees or name in run.contrasts
         ],
@@ -205,6 +208,7 @@ def _summary(run: Run) -> dict[str, Any]:
         "method": first("method", "contrasts"),
         "rounds": max(one.round for one in run.samples),
         "seed": first("seed", "seeds"),
+        "ended": run.manifest.get("ended"),
         "manifest": run.manifest,
     }
 
@@ -226,7 +230,14 @@ def _branches(
         "branches": sum(labels.values()),
         "labels": {label: labels[label] for label in (*LABELS, "unjudged")},
         "contrasts": counts,
+        "opponents": dict((contrasts or {}).get("opponents", {})),
+        "warning": (contrasts or {}).get("warning", ""),
     }
+
+
+def _count(path: Path) -> int:
+    """Lines of a file that may not be there."""
+    return sum(1 for _ in _lines(path)) if path.is_file() else 0
 
 
 def _write(path: Path, text: str) -> None:
@@ -280,7 +291,27 @@ def print_table(report: Mapping[str, Any], console: Console) -> None:
         console.print(_table(shown, columns, wide))
         for name in names:
             _print_differences(report, name, place, where, console)
+    _print_opponents(report, console)
     console.print()
+
+
+def _print_opponents(report: Mapping[str, Any], console: Console) -> None:
+    """A line a round on the opponents' branches, and how the game ended if early."""
+    for entry in report["branches"]:
+        told = ", ".join(
+            f"{name} {words.percent(figures['rate'])}"
+            for name, figures in entry.get("opponents", {}).items()
+            if figures["rate"] is not None
+        )
+        again = entry.get("replayed", 0)
+        more = f"; {again} pairs of earlier rounds" if again else ""
+        if told:
+            text = f"{entry['round']}: vulnerable among the decided branches of {told}{more}"
+            console.print(Text(text, style="dim"))
+        if entry.get("warning"):
+            console.print(Text(f"{entry['round']}: {entry['warning']}", style="yellow"))
+    if ended := report["run"].get("ended"):
+        console.print(Text(f"ended in round {ended['round']}: {ended['reason']}"))
 
 
 def _table(

@@ -33,7 +33,7 @@ from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
 from treeplay.objective import Loss, Pairs, contrast_losses, needs_kl
 from treeplay.policy.attention import packed_or_plain
 from treeplay.policy.model import Policy
-from treeplay.policy.sample import seed_of
+from treeplay.policy.sample import seed_of, told_slow
 from treeplay.policy.score import Opponent, Span, packed_scores, plain_scores
 from treeplay.train_state import load_state, save_adapter, save_state, write_log
 
@@ -103,6 +103,7 @@ def packed_where_right(
     packed, why = packed_or_plain(model, config.packed)
     if why and say:
         say(f"warning: {why}")
+        told_slow(model)  # the sampler says it no more
     return replace(config, packed=packed)
 
 

@@ -42,6 +42,7 @@ class Branch:
     offsets at which the tokens begin. ``text`` is what the tokens spell; ``answer`` is the whole
     answer that was judged, from the end of the prompt on, completed as ``completion`` says.
     ``ended``: the answer's end was seen, the model closed the text, or the token budget ran out.
+    ``opponent`` is the player that sampled it.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Branch:
     completion: Completion
     ended: Literal["answer", "eos", "length"]
     verdict: Verdict | None = None
+    opponent: str = ""
 
 
 @dataclass(frozen=True)

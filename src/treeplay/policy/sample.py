@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
+from weakref import WeakSet
 
 import torch
 
@@ -114,7 +115,7 @@ def sample(
             except Unexchangeable as error:
                 reason = str(error)
         if reason:
-            warnings.warn(f"rows are sampled one by one, slowly: {reason}", stacklevel=2)
+            _tell(model, reason)
             for request_rows in rows:
                 for live in request_rows:
                     one_by_one(model, live, how)
@@ -123,6 +124,23 @@ def sample(
                 Sample(tuple(r.ids), tuple(r.logps), r.ended or "length") for r in request_rows
             ]
     return out
+
+
+# Models that somebody was told are sampled slowly.
+_told: WeakSet[Any] = WeakSet()
+
+
+def told_slow(model: Any) -> bool:
+    """Whether it was said already that ``model`` is computed row by row; from now on, it was."""
+    core = model.get_base_model() if hasattr(model, "get_base_model") else model
+    known = core in _told
+    _told.add(core)
+    return known
+
+
+def _tell(model: Any, reason: str) -> None:
+    if not told_slow(model):
+        warnings.warn(f"rows are sampled one by one, slowly: {reason}", stacklevel=3)
 
 
 def _check(model: Any, requests: Sequence[Request], config: SampleConfig) -> None:

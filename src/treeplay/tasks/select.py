@@ -27,7 +27,9 @@ class TaskConfig:
     ``FILE@token`` or ``FILE@full,max_tokens=256,samples=2``. ``limit``: at most so many training
     tasks (0: all), drawn with the run's seed. ``hold_out``: the share of them that is kept out of
     training, to choose a snapshot by (:mod:`treeplay.keep`). ``too_long``: a task that does not fit
-    the model's context."""
+    the model's context. ``pick``: after the first, a round plays ``all``
+    training tasks, or ``hard``: a ``share`` of them, drawn by the vulnerable rates last measured,
+    none of which counts as less than ``floor``."""
 
     train: str = STARTER
     eval: tuple[str, ...] = (STARTER,)
@@ -36,6 +38,9 @@ class TaskConfig:
     limit: int = 0
     hold_out: float = 0.0
     too_long: Literal["error", "skip"] = "error"
+    pick: Literal["all", "hard"] = "all"
+    share: float = 0.5
+    floor: float = 0.05
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""When a game is over, and whether its judge can be believed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.play_train import learns_from_contrasts
+from treeplay.run import read_jsonl, write_json
+from treeplay.selfplay import mean_rate, rates
+from treeplay.tree import Tree
+
+if TYPE_CHECKING:
+    from treeplay.play import Game
+
+ENOUGH = 8  # decided branches from which on all or none of them vulnerable is looked into
+CONTROLS = 8  # tasks whose given answers are judged then
+
+
+def why_over(game: Game, number: int) -> str:
+    """Why round ``number`` is not played; empty where it is."""
+    if game.adapter(number).is_dir():
+        return ""
+    if reason := _risen_no_more(game, number):
+        return reason
+    method, last = game.config.method, game.player(number - 1)
+    if not learns_from_contrasts(method):
+        return ""
+    rate = None
+    if method not in (*WITHOUT_BRANCHES, *UNJUDGED):
+        rate = mean_rate(rates(game.grow(number), last))
+    below = game.config.play.stop_below
+    if rate is not None and rate < below:
+        return f"{last}'s vulnerable rate of {rate:.1%} is below play.stop_below ({below:.1%})"
+    if game.contrasts(number):
+        return ""
+    # A base model without contrasts is an error of the settings, unless it was measured.
+    if number > 1 or rate == 0:
+        return f"{last} made no mistake to learn from"
+    return ""
+
+
+def _risen_no_more(game: Game, number: int) -> str:
+    config = game.config.play
+    if not config.patience:
+        return ""
+    scores = [_secure_share(game, player, config.watch) for player in range(number)]
+    best = max(range(number), key=lambda player: scores[player])
+    if number - 1 - best < config.patience:
+        return ""
+    return (
+        f"secure answers to {config.watch} have not risen above {scores[best]:.1%} "
+        f"({game.player(best)}) for {config.patience} round{'s' * (config.patience > 1)}"
+    )
+
+
+def _secure_share(game: Game, player: int, suite: str) -> float:
+    game.evaluate(player)
+    rows = read_jsonl(game.run.path("eval", f"{game.player(player)}.jsonl"))
+    labels = [row["verdict"]["label"] for row in rows if row["suite"] == suite]
+    return labels.count("secure") / max(1, len(labels))
+
+
+def end(game: Game, number: int, reason: str) -> None:
+    """Write into the manifest that the game ended before the player of round ``number`` was there;
+    with an empty ``reason``, that it did not."""
+    manifest = game.run.manifest
+    ended = {"round": number, "reason": reason} if reason else None
+    if manifest.get("ended") != ended:
+        manifest["ended"] = ended
+        if not ended:
+            del manifest["ended"]
+        write_json(game.run.folder / "manifest.json", manifest)
+
+
+def doubt(game: Game, trees: Sequence[Tree]) -> str:
+    """A warning where the judge flagged all or none of the branches, or decided none of them;
+    empty where there is nothing to say.
+
+    What then tells the judge from the opponent are answers whose label is known: golden ones,
+    which must not be flagged, and given vulnerable ones, which must.
+    """
+    labels = Counter(b.verdict.label for tree in trees for b in tree.branches if b.verdict)
+    count, bad = labels["secure"] + labels["vulnerable"], labels["vulnerable"]
+    if labels.total() >= ENOUGH and not count:
+        told = ", ".join(f"{n} {label}" for label, n in sorted(labels.items()))
+        return f"the judge could decide none of {labels.total()} branches ({told})"
+    if count < ENOUGH or 0 < bad < count:
+        return ""
+    tasks = game.tasks_of(trees)
+    known = [(t, a) for t in tasks if (a := t.golden if bad else t.vulnerable)][:CONTROLS]
+    kind = "golden" if bad else "given vulnerable"
+    done = f"the judge flagged {'all' if bad else 'none'} of {count} branches"
+    if not known:
+        return f"{done}, and there are no {kind} answers to check it with"
+    flagged = [v.label for v in game.judge.judge_many(known)].count("vulnerable")
+    done += f", and {flagged} of {len(known)} {kind} answers"
+    if bad:
+        return done + (": do not believe it" if flagged else ": the opponent is always wrong")
+    wrong = flagged < len(known)
+    return done + (": it may miss mistakes" if wrong else ": the opponent makes no mistakes")

@@ -1,0 +1,284 @@
+"""Pools of opponents, replay, picked tasks, and how a game ends."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_play import game, recipe, settings
+from writer import make_writer, tasks
+
+from treeplay.config import load_config
+from treeplay.contrasts import Contrast, contrast_from_json
+from treeplay.errors import ConfigError, SandboxError
+from treeplay.judge.verdict import Verdict
+from treeplay.policy.score import plain_logps
+from treeplay.report import build_report
+from treeplay.run import read_json, read_jsonl
+from treeplay.sandbox import check_sandbox
+from treeplay.selfplay import (
+    PlayConfig,
+    Rate,
+    hard_tasks,
+    mean_rate,
+    merged,
+    pool_of,
+    rates,
+    replayed,
+    seat,
+    with_reference,
+)
+from treeplay.tree import Branch, Node, Tree, tree_from_json
+
+
+def branch(number: int, node: int, ids: tuple[int, ...], by: str, label: Any = None) -> Branch:
+    verdict = Verdict(label, "executed") if label else None
+    return Branch(number, node, ids, (), (), "", "", "model", "answer", verdict, by)
+
+
+def tree(*branches: Branch, name: str = "t") -> Tree:
+    nodes = tuple(Node(i, None, 1 + i, 0, "diff", None) for i in range(2))
+    return Tree(name, (1,), (2, 3, 4), (0, 1, 2), "abc", nodes, branches)
+
+
+def pair(rejected: tuple[int, ...], **changes: Any) -> Contrast:
+    return replace(Contrast("t", 0, (1,), (2,), rejected, 1.0), **changes)
+
+
+def test_the_pool_is_the_latest_first() -> None:
+    assert pool_of(3, PlayConfig()) == (2,)
+    assert pool_of(3, PlayConfig(opponents="pool")) == (2, 1, 0)
+    assert pool_of(3, PlayConfig(opponents="pool", newest=2)) == (2, 1)
+    assert pool_of(1, PlayConfig(opponents="pool")) == (0,)
+
+
+def test_the_branches_of_a_node_are_shared_evenly() -> None:
+    for node in range(20):
+        seats = Counter(seat((2, 1, 0), 7, "t", node, number) for number in range(7))
+        assert sorted(seats.values()) == [2, 2, 3]
+    assert {seat((2, 1, 0), 7, "t", node, 0) for node in range(20)} == {0, 1, 2}
+
+
+def test_branches_of_several_opponents_are_put_together_by_node() -> None:
+    first = branch(0, 0, (5,), "base", "secure")
+    before = tree(first)
+    one = tree(first, branch(1, 0, (6,), "b"), branch(2, 1, (7,), "b"))
+    other = tree(first, branch(1, 0, (8,), "a"))
+    (whole,) = merged([before], [[one], [other]])
+    found = [(b.id, b.node, b.ids, b.opponent) for b in whole.branches]
+    assert found == [
+        (0, 0, (5,), "base"),
+        (1, 0, (6,), "b"),
+        (2, 0, (8,), "a"),
+        (3, 1, (7,), "b"),
+    ]
+    assert merged([before], [[one]]) == [one]
+
+
+def test_a_contrast_is_measured_against_the_latest_who_made_the_mistake() -> None:
+    grown = tree(
+        branch(0, 0, (5, 6), "base"), branch(1, 0, (5, 9), "b"), branch(2, 0, (7,), "base")
+    )
+    asked = [pair((5,)), pair((7,)), pair((8,)), pair(()), pair((5, 6))]
+    named = with_reference(asked, [grown], ("b", "base"))
+    assert [c.opponent for c in named] == ["b", "base", "b", "b", "base"]
+
+
+def test_rates_are_those_of_one_player_and_of_decided_branches() -> None:
+    grown = [
+        tree(
+            branch(0, 0, (5,), "b", "secure"),
+            branch(1, 0, (6,), "b", "vulnerable"),
+            branch(2, 0, (7,), "b", "invalid"),
+            branch(3, 0, (8,), "base", "vulnerable"),
+        ),
+        tree(branch(0, 0, (5,), "b", "secure"), name="u"),
+        tree(branch(0, 0, (5,), "b", "unknown"), name="v"),
+        tree(branch(0, 0, (5,), "b"), name="unjudged"),
+    ]
+    found = rates(grown, "b")
+    assert found == {"t": Rate(3, 1, 1), "u": Rate(1, 1, 0), "v": Rate(1, 0, 0)}
+    assert found["v"].share is None
+    assert mean_rate(found) == 0.25
+    assert mean_rate({}) is None
+
+
+def test_replayed_pairs_are_a_share_and_of_the_latest_round_they_are_in() -> None:
+    own = [pair((5,)), pair((6,)), pair(())]
+    first = [pair((5,), rejected_opp=(0.1,)), pair((9,), rejected_opp=(0.2,)), pair(())]
+    second = [pair((9,), rejected_opp=(0.3,)), pair((10,))]
+    again = replayed(own, [first, second], 0.5, 3)
+    assert again == [pair((9,), rejected_opp=(0.3,)), pair((10,))]
+    assert len(replayed(own, [first, second], 0.34, 3)) == 1
+    assert replayed(own, [first, second], 0.34, 3) == replayed(own, [first, second], 0.34, 3)
+    assert replayed([pair(())], [first], 0.5, 3) == []
+
+
+def test_harder_tasks_are_drawn_more_often_and_none_is_forgotten() -> None:
+    many = [replace(tasks()[0], id=f"t{i}") for i in range(6)]
+    measured = {"t0": Rate(8, 0, 8), "t1": Rate(8, 4, 4), "t2": Rate(8, 8, 0), "t3": Rate(8, 0, 0)}
+    drawn: Counter[str] = Counter()
+    for seed in range(400):
+        some = hard_tasks(many, measured, 0.3, 0.1, seed)
+        assert len(some) == 2
+        assert some == [task for task in many if task in some]
+        drawn.update(task.id for task in some)
+    assert drawn["t0"] > drawn["t1"] > 2 * drawn["t2"] > 0
+    assert all(drawn[f"t{i}"] > 20 for i in range(6))
+    # One of two: the probability is a task's share of the weights (0.5 and 0.1).
+    pairs = [hard_tasks(many[1:3], measured, 0.5, 0.1, seed)[0].id for seed in range(1200)]
+    assert pairs.count("t1") / 1200 == pytest.approx(0.5 / 0.6, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        (["method=sft", "play.opponents=pool"], r"no opponent samples branches for method sft"),
+        (["method=spin", "play.stop_below=0.1"], r"play\.stop_below goes by measured .* spin"),
+        (["method=dpo", "tasks.pick=hard"], r"tasks\.pick goes by measured .* dpo"),
+        (["method=grpo", "play.replay=0.2"], r"grpo learns from no contrasts"),
+        (["play.replay=1"], r"play\.replay is 1.*below 1"),
+        (["play.patience=1"], r"play\.watch and play\.patience need one another"),
+        (["tasks.share=0"], r"tasks\.share is 0.*above 0"),
+        (["play.newest=-1"], r"play\.newest is -1"),
+    ],
+)
+def test_settings_that_cannot_be(settings: list[str], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        load_config(None, settings)
+
+
+# Whole games.
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+    return make_writer(tmp_path_factory.mktemp("writer"))
+
+
+def pooled(writer: Path) -> dict[str, Any]:
+    data = settings(writer, rounds=3, play={"opponents": "pool", "replay": 0.3})
+    data["grow"].update(branches=6, depth=1)
+    data["tasks"].update(pick="hard", share=0.5)
+    data["eval"].update(samples=1, max_tokens=40)
+    data["train"].update(epochs=1, learning_rate=1e-4)
+    return data
+
+
+@pytest.fixture(scope="module")
+def three_rounds(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pool")
+    one = game(recipe(folder, pooled(writer)), folder / "run")
+    one.play()
+    one.close()
+    build_report(folder / "run")
+    return folder
+
+
+def test_three_rounds_against_a_pool(three_rounds: Path, writer: Path) -> None:
+    run = three_rounds / "run"
+    names = read_json(run / "manifest.json")["identities"]
+    assert names["round-3 opponent"] == "round-2, round-1, base"
+    trees = [tree_from_json(row) for row in read_jsonl(run / "round-3/judged.jsonl")]
+    assert len(trees) == 1  # half of two
+    for grown in trees:
+        for node in grown.nodes:
+            by = Counter(b.opponent for b in grown.branches if b.node == node.id)
+            assert by == {"base": 2, "round-1": 2, "round-2": 2}
+    told = read_json(run / "round-3/contrasts.json")["opponents"]
+    assert list(told) == ["round-2", "round-1", "base"]
+    for name, figures in told.items():
+        assert figures["rate"] == pytest.approx(mean_rate(rates(trees, name)), abs=1e-6)
+    own = [contrast_from_json(row) for row in read_jsonl(run / "round-3/contrasts.jsonl")]
+    again = [contrast_from_json(row) for row in read_jsonl(run / "round-3/replayed.jsonl")]
+    before = [
+        contrast_from_json(row)
+        for number in (1, 2)
+        for row in read_jsonl(run / f"round-{number}/contrasts.jsonl")
+    ]
+    pairs = sum(bool(c.rejected) for c in own)
+    assert len(again) == min(len(before), math.floor(pairs * 0.3 / 0.7 + 0.5))
+    assert again
+    assert all(c in before for c in again)
+    lines = read_jsonl(run / "round-3/train.jsonl")
+    assert sum(line["contrasts"] for line in lines) == len(own) + len(again)
+
+
+def test_each_contrast_has_the_log_probs_of_its_own_opponent(three_rounds: Path) -> None:
+    run = three_rounds / "run"
+    one = game(three_rounds / "recipe.yaml", run, resume=True)
+    found = [contrast_from_json(r) for r in read_jsonl(run / "round-3/contrasts.jsonl")]
+    assert len({c.opponent for c in found}) > 1
+    for number, name in enumerate(("base", "round-1", "round-2")):
+        with one.policy_of(number) as policy, torch.no_grad():
+            for c in (c for c in found if c.opponent == name):
+                for tail, logps in ((c.chosen, c.chosen_opp), (c.rejected, c.rejected_opp)):
+                    span = (len(c.prefix), len(c.prefix) + len(tail))
+                    (plain,) = plain_logps(policy.model, [c.prefix + tail], [span])
+                    torch.testing.assert_close(torch.tensor(logps), plain, atol=1e-4, rtol=0)
+
+
+def test_the_report_tells_the_pool(three_rounds: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    last = read_json(three_rounds / "run/report.json")["branches"][-1]
+    assert list(last["opponents"]) == ["round-2", "round-1", "base"]
+    assert last["replayed"] == len(read_jsonl(three_rounds / "run/round-3/replayed.jsonl"))
+
+
+def said_of(one: Any) -> list[str]:
+    said: list[str] = []
+    one.reporter.say = said.append
+    return said
+
+
+def test_a_low_rate_ends_the_game(writer: Path, tmp_path: Path) -> None:
+    data = pooled(writer)
+    data["play"]["stop_below"] = 1.0
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    said = said_of(one)
+    one.play()
+    one.close()
+    ended = read_json(tmp_path / "run/manifest.json")["ended"]
+    assert ended["round"] == 1
+    assert "is below play.stop_below (100.0%)" in ended["reason"]
+    assert f"round 1: {ended['reason']}; the game ends here" in said
+    assert not one.adapter(1).exists()
+    assert build_report(tmp_path / "run")["run"]["ended"] == ended
+
+
+@pytest.mark.parametrize("label", ["vulnerable", "secure", "unknown"])
+def test_a_judge_that_says_the_same_of_everything_is_named(
+    label: Any, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pooled(writer)
+    data["rounds"] = 1
+    data["contrasts"] = {"anchor": 1.0}
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    monkeypatch.setattr(one.judge, "judge_ahead", lambda items: None)
+    monkeypatch.setattr(
+        one.judge,
+        "judge_many",
+        lambda items, reach=None: [Verdict(label, "executed") for _ in items],
+    )
+    said = said_of(one)
+    one.play()
+    one.close()
+    told = [text for text in said if text.startswith("warning: round-1: the judge")]
+    count = 6 * sum(len(row["nodes"]) for row in read_jsonl(tmp_path / "run/round-1/judged.jsonl"))
+    wanted = {
+        "vulnerable": f"flagged all of {count} branches, and 2 of 2 golden answers: do not believe",
+        "secure": f"flagged none of {count} branches, and 0 of 2 given vulnerable answers: it may",
+        "unknown": f"could decide none of {count} branches ({count} unknown)",
+    }
+    assert len(told) == 1
+    assert wanted[label] in told[0]
+    assert one.adapter(1).is_dir()
+    assert read_json(tmp_path / "run/round-1/contrasts.json")["warning"] in told[0]
