@@ -45,6 +45,8 @@ def another(kind: Any, default: Any) -> Any:
         return next(value for value in get_args(kind) if value != default)
     if get_origin(kind) is tuple:
         inner = get_args(kind)[0]
+        if inner is float:
+            return [0.25]
         return [get_args(inner)[-1]] if get_origin(inner) is Literal else ["something"]
     if get_origin(kind) in (typing.Union, types.UnionType):
         return another(get_args(kind)[0], default)
@@ -60,6 +62,16 @@ def another(kind: Any, default: Any) -> Any:
 
 LEAVES = list(leaves())
 
+# Settings that are refused without another one.
+NEEDS = {
+    "contrasts.extent": ["grow.completion=model"],  # whole extents need whole branches
+    "play.watch": ["play.patience=1"],
+    "play.patience": ["play.watch=starter"],
+    "train.keep": ["tasks.hold_out=0.1"],
+    "train.max_drop": ["tasks.hold_out=0.1"],
+    "train.rates": ["tasks.hold_out=0.1"],
+}
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "recipe.yaml"
@@ -70,8 +82,7 @@ def write(folder: Path, text: str) -> Path:
 @pytest.mark.parametrize(("key", "kind", "default"), LEAVES, ids=[key for key, _, _ in LEAVES])
 def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path: Path) -> None:
     value = another(kind, default)
-    # Whole extents need whole branches.
-    also = ["grow.completion=model"] if key == "contrasts.extent" else []
+    also = NEEDS.get(key, [])
     config = load_config(None, [f"{key}={yaml.safe_dump(value).splitlines()[0]}", *also])
     nested: Any = value
     for part in reversed(key.split(".")):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_play import game, recipe, settings
+from test_play import content, game, recipe, settings
 from writer import make_writer, tasks
 
 from treeplay.config import load_config
 from treeplay.contrasts import Contrast, contrast_from_json
-from treeplay.errors import ConfigError, SandboxError
+from treeplay.errors import ConfigError, RunError, SandboxError
 from treeplay.judge.verdict import Verdict
 from treeplay.policy.score import plain_logps
 from treeplay.report import build_report
@@ -282,3 +284,94 @@ def test_a_judge_that_says_the_same_of_everything_is_named(
     assert wanted[label] in told[0]
     assert one.adapter(1).is_dir()
     assert read_json(tmp_path / "run/round-1/contrasts.json")["warning"] in told[0]
+
+
+def interrupting(died: set[str], after: bool) -> Callable[[Any, Any], None]:
+    real = os.replace
+
+    def replaced(source: Any, target: Any) -> None:
+        name = "/".join(Path(target).parts[-2:])
+        here = name.startswith(("round-", "eval/")) and name not in died
+        if here:
+            died.add(name)
+        if here and not after:
+            raise KeyboardInterrupt
+        real(source, target)
+        if here:
+            raise KeyboardInterrupt
+
+    return replaced
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_pool_interrupted_everywhere_ends_the_same(
+    after: bool, three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = content(three_rounds / "run")
+    run, kept = three_rounds / "run", three_rounds / "kept"
+    run.rename(kept)
+    died: set[str] = set()
+    try:
+        for _ in range(80):
+            one = None
+            with monkeypatch.context() as patch:
+                patch.setattr(Path, "replace", interrupting(died, after))
+                try:
+                    one = game(three_rounds / "recipe.yaml", run, resume=True)
+                    one.play()
+                    break
+                except KeyboardInterrupt:
+                    pass
+                finally:
+                    if one:
+                        one.close()
+        build_report(run)
+        found = content(run)
+    finally:
+        if run.exists():
+            run.rename(tmp_path / "run")
+        kept.rename(run)
+    assert found == wanted
+    places = {"round-3/grown-1.base.jsonl", "round-3/grown-1.round-2.jsonl"}
+    assert places | {"round-3/replayed.jsonl", "round-3/contrasts.json", "round-2/adapter"} <= died
+
+
+def test_a_round_that_fails_leaves_the_others(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = pooled(writer)
+    data["rounds"] = 2
+    path = recipe(tmp_path, data)
+    one = game(path, tmp_path / "run")
+    with monkeypatch.context() as patch:
+        real = one.train
+
+        def train(number: int) -> Path:
+            if number == 2:
+                raise RunError("the loss of task 'sql' is not a number at step 1; lower it")
+            return real(number)
+
+        patch.setattr(one, "train", train)
+        with pytest.raises(RunError, match="not a number"):
+            one.play()
+    one.close()
+    report = build_report(tmp_path / "run")
+    assert {row["player"] for row in report["rows"]} == {"base", "round-1"}
+    assert report["run"]["ended"]["reason"].startswith("training failed: the loss of task 'sql'")
+    again = game(path, tmp_path / "run", resume=True)
+    again.evaluate(1)
+    again.play()
+    again.close()
+    assert "ended" not in read_json(tmp_path / "run/manifest.json")
+
+
+def test_secure_answers_that_rise_no_more_end_the_game(writer: Path, tmp_path: Path) -> None:
+    data = pooled(writer)
+    data["play"].update(watch="tasks", patience=1)
+    data["train"]["learning_rate"] = 1e-9
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    one.play()
+    one.close()
+    ended = read_json(tmp_path / "run/manifest.json")["ended"]
+    assert ended["round"] == 2
+    assert "secure answers to tasks have not risen above" in ended["reason"]
