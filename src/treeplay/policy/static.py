@@ -101,7 +101,7 @@ class StaticLanes:
     def _hide(self, hidden: torch.Tensor) -> None:
         """Write down what each cell's lane does not see of its trunk."""
         hidden.fill_(float("-inf"))
-        flat = hidden.view(-1, self._width)
+        flat = hidden.flatten(0, 3)
         for cell, (number, point) in zip(self._cells, self._starts, strict=True):
             trunk = self._trunks[number]
             flat[cell, : trunk.width] = 0 if trunk.hidden is None else trunk.hidden[point]
