@@ -98,8 +98,10 @@ def content(folder: Path) -> dict[str, Any]:
             out[name] = {**report, "created": None, "timings": None}
         elif name == "report.html":
             out[name] = path.stat().st_size > 1000  # the times are in it
-        elif name == "verdicts.jsonl":  # kept as they come from two workers
-            out[name] = sorted(path.read_text().splitlines())
+        elif name == "verdicts.jsonl":
+            # As they come from two workers; and one that was under way when a game was interrupted
+            # may be written by that game and by the next in the same process.
+            out[name] = sorted(set(path.read_text().splitlines()))
         else:
             out[name] = path.read_bytes()
     return out

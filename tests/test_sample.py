@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -148,6 +149,7 @@ def test_lanes_are_true_to_every_kind_of_model(
 def slowly(model: Any, requests: list[Request], config: SampleConfig) -> list[list[Sample]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sample_module, "why_not_packable", lambda model: "for a test")
+        patch.setattr(sample_module, "_told", WeakSet())  # nobody was told of this model yet
         with pytest.warns(UserWarning, match="one by one"):
             return sample(model, requests, config, NO_STOP)
 
