@@ -291,7 +291,7 @@ def test_line_where_a_check_is_missing(judge: Judge, monkeypatch: pytest.MonkeyP
         cwe=("CWE-1021",),
         prompt="def f(a):\n    b = a\n",
         golden="    if a < 0:\n        return 0\n    return b\n",
-        tests=Tests("", ""),
+        tests=Tests("pass", "pass"),
     )
     monkeypatch.setattr(judging, "execute", lambda *_: outcome("pass", "exploited"))
     (finding,) = judge.judge_one(task, "\n    return b\n").findings

@@ -259,11 +259,12 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Path, tmp_path: Pat
 def a_trained_adapter(policy: Policy, out: Path) -> Path:
     from treeplay.contrasts import Contrast
     from treeplay.lora import LoraSettings
+    from treeplay.opponent import score_opponent
     from treeplay.train import TrainConfig, train
 
-    contrast = Contrast("t", 0, (5, 6, 7), (8, 9), (10, 11), 1.0, (-5.0, -5.0), (-5.0, -5.0))
-    config = TrainConfig(epochs=3, learning_rate=0.05, warmup=0, lora=LoraSettings(r=4))
-    return train(policy, [contrast], config, 0, out)
+    contrast = Contrast("t", 0, (5, 6, 7), (8, 9), (10, 11), 1.0)
+    config = TrainConfig(epochs=3, learning_rate=0.01, warmup=0, lora=LoraSettings(r=4))
+    return train(policy, score_opponent(policy, [contrast], config), config, 0, out)
 
 
 BYTE_POLICY = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
