@@ -103,12 +103,13 @@ def test_whole_extents_of_grafted_branches_are_refused() -> None:
 
 @pytest.mark.parametrize("key", [key for key, _, _ in LEAVES])
 def test_every_setting_is_read_somewhere(key: str) -> None:
-    """Somewhere outside this reader, code says ``config.<...>.field`` or, next to the
+    """Somewhere outside reading and checking, code says ``config.<...>.field`` or, next to the
     definition, ``self.field``."""
     name = key.rpartition(".")[2]
     use = re.compile(rf"\b(?:config|self)\.(?:\w+\.)*{name}\b")
     root = Path(treeplay.__file__).parent
-    sources = [path for path in root.rglob("*.py") if path.name != "config.py"]
+    readers = ("config.py", "config_check.py")
+    sources = [path for path in root.rglob("*.py") if path.name not in readers]
     assert any(use.search(path.read_text()) for path in sources), f"nothing reads {key}"
 
 
@@ -169,7 +170,7 @@ def test_a_wrong_recipe_is_told_with_its_line(text: str, says: str, tmp_path: Pa
         ("rounds=0", "rounds is 0; it must be at least 1"),
         ("grow.top_p=0", "grow.top_p is 0.0; it must be above 0 and at most 1"),
         ("eval.top_p=1.1", "eval.top_p is 1.1; it must be above 0"),
-        ("eval.temperature=-1", "eval.temperature is -1.0; it must not be negative"),
+        ("eval.temperature=-1", "eval.temperature is -1.0; it must be at least 0"),
         ("grow.temperature=.nan", "grow.temperature is nan"),
         ("train.learning_rate=0", "train.learning_rate is 0.0; it must be above 0"),
         ("train.learning_rate=.nan", "train.learning_rate is nan; it must be above 0"),

@@ -2,14 +2,15 @@
 
 Layers, later ones win: the defaults of the dataclasses, the method's own settings
 (:data:`METHOD_SETTINGS`), the recipe (YAML), ``key=value`` on the command line. The dataclasses
-stand next to what they configure; this module only puts them together and reads the files.
+stand next to what they configure; this module only puts them together and reads the files, and
+:mod:`treeplay.config_check` refuses values that make no sense.
 """
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_type_hints
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from treeplay.config_check import check_values
 from treeplay.contrasts import ContrastConfig
 from treeplay.errors import ConfigError
 from treeplay.evaluate import EvalConfig
@@ -26,7 +28,7 @@ from treeplay.grpo import GrpoConfig
 from treeplay.judge.panel import JudgeConfig
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import ModelConfig
-from treeplay.selfplay import PlayConfig, check_play
+from treeplay.selfplay import PlayConfig
 from treeplay.sven import SvenConfig
 from treeplay.tasks.select import TaskConfig
 from treeplay.train import TrainConfig
@@ -127,7 +129,7 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
         raise ConfigError(
             f"{where or 'configuration'}: {'.'.join(path)} is {got!r}: {first['msg']}"
         ) from error
-    _check_values(config)
+    check_values(config)
     return config
 
 
@@ -250,173 +252,3 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         out[key] = _merge(old, value) if both else value  # type: ignore[arg-type]
     return out
-
-
-def _check_sven(config: Config) -> None:
-    """What a trained prefix cannot do."""
-    if config.model.server.base_url:
-        raise ConfigError(
-            "method sven trains a prefix, and servers load LoRA adapters alone; leave "
-            "model.server.base_url empty"
-        )
-    if config.golden.source != "reference":
-        raise ConfigError(
-            f"golden.source is {config.golden.source}, but method sven learns from given pairs of "
-            "answers; set golden.source=reference"
-        )
-    if config.train.checkpointing:
-        raise ConfigError(
-            "train.checkpointing is true, but method sven needs the cache that a prefix stands in; "
-            "set train.checkpointing=false"
-        )
-
-
-def _check_values(config: Config) -> None:
-    if config.contrasts.extent == "full" and config.grow.completion == "graft":
-        raise ConfigError(
-            "contrasts.extent is full, but grow.completion is graft, whose branches are one "
-            "statement long; set grow.completion=model or contrasts.extent=local"
-        )
-    if config.grow.adaptive and config.method in ("tsp-paper", "spin"):
-        raise ConfigError(
-            f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "
-            "its branches; set grow.adaptive=0"
-        )
-    if "probe" in config.nodes.sources and config.method in ("tsp-paper", "spin"):
-        raise ConfigError(
-            f"nodes.sources has probe, but method {config.method} asks no judge of the opponent's "
-            "rollouts; take probe out of nodes.sources"
-        )
-    if config.method == "sven":
-        _check_sven(config)
-    check_play(config.play, config.method, config.tasks.pick == "hard")
-    at_least = {
-        "rounds": 1,
-        "play.newest": 0,
-        "play.stop_below": 0,
-        "play.patience": 0,
-        "golden.samples": 1,
-        "golden.attempts": 1,
-        "golden.mends": 1,
-        "golden.max_tokens": 1,
-        "golden.rows_at_once": 1,
-        "nodes.per_task": 1,
-        "contrasts.value_prior": 0,
-        "nodes.probe.rollouts": 1,
-        "nodes.probe.states": 1,
-        "nodes.probe.spans": 1,
-        "grow.branches": 1,
-        "grow.depth": 1,
-        "grow.max_tokens": 1,
-        "grow.rows_at_once": 1,
-        "grow.adaptive": 0,
-        "grow.wave": 1,
-        "grow.keep_mb": 0,
-        "judge.workers": 1,
-        "sven.tokens": 1,
-        "sven.contrast": 0,
-        "sven.kl": 0,
-        "sven.dropout": 0,
-        "sven.weight_decay": 0,
-        "grpo.generations": 2,
-        "grpo.max_tokens": 1,
-        "grpo.rows_at_once": 1,
-        "grpo.budget": 0,
-        "grpo.beta": 0,
-        "eval.samples": 1,
-        "eval.max_tokens": 1,
-        "eval.rows_at_once": 1,
-        "train.epochs": 1,
-        "train.groups_per_step": 1,
-        "train.max_tokens": 16,
-        "train.checkpoint_steps": 1,
-        "train.keep_samples": 1,
-        "train.max_drop": 0,
-        "train.lora.r": 1,
-        "tasks.limit": 0,
-        "tasks.hold_out": 0,
-        "model.threads": 0,
-        "train.warmup": 0,
-        "train.alpha": 0,
-        "train.clip": 0,
-        "train.bound": 0,
-        "train.budget": 0,
-        "train.gamma": 0,
-        "train.kl": 0,
-        "contrasts.anchor": 0,
-        "contrasts.ordinary": 0,
-        "contrasts.ordinary_weight": 0,
-        "train.lora.dropout": 0,
-    }
-    for key, lowest in at_least.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if not value >= lowest:
-            raise ConfigError(f"{key} is {value}; it must be at least {lowest}")
-    for key, value in (
-        ("golden.top_p", config.golden.top_p),
-        ("grow.top_p", config.grow.top_p),
-        ("tasks.share", config.tasks.share),
-        ("tasks.floor", config.tasks.floor),
-        ("grpo.top_p", config.grpo.top_p),
-        ("eval.top_p", config.eval.top_p),
-        ("nodes.probe.drop", config.nodes.probe.drop),
-        ("judge.threshold", config.judge.threshold),
-        ("judge.silence", config.judge.silence),
-    ):
-        if not 0 < value <= 1:
-            raise ConfigError(f"{key} is {value}; it must be above 0 and at most 1")
-    if not config.grpo.temperature > 0:
-        raise ConfigError(f"grpo.temperature is {config.grpo.temperature}; it must be above 0")
-    for key, value in asdict(config.grpo.rewards).items():
-        if not value < 1:
-            raise ConfigError(
-                f"grpo.rewards.{key} is {value}; it must be below 1, what a secure answer is worth"
-            )
-    if config.method == "grpo" and config.train.lora.dtype != "float32":
-        raise ConfigError(
-            f"train.lora.dtype is {config.train.lora.dtype}, but method grpo trains the adapter "
-            "in float32; set train.lora.dtype=float32"
-        )
-    chooses = config.train.keep == "best" or config.train.max_drop or config.train.rates
-    if chooses and not config.tasks.hold_out:
-        raise ConfigError(
-            "train.keep=best, train.max_drop and train.rates choose by held-out tasks; set "
-            "tasks.hold_out, to 0.1 say"
-        )
-    if config.method in ("grpo", "sven") and (chooses or config.tasks.hold_out):
-        raise ConfigError(
-            f"method {config.method} keeps no snapshots to choose from; set tasks.hold_out=0, "
-            "train.keep=last, train.max_drop=0 and train.rates=[]"
-        )
-    if config.train.rates and (
-        min(config.train.rates) <= 0 or len(set(config.train.rates)) < len(config.train.rates)
-    ):
-        raise ConfigError(
-            f"train.rates is {list(config.train.rates)}; its numbers must be above 0 and differ"
-        )
-    layers = config.train.lora.layers
-    if layers != 0 and (layers < 0 if isinstance(layers, int) else not layers or min(layers) < 0):
-        raise ConfigError(
-            f"train.lora.layers is {layers}; it must be 0 (all layers), a number of last layers, "
-            "or a list of layers numbered from 0"
-        )
-    for key, value in asdict(config.train).items():
-        if key in ("learning_rate", "beta", "max_grad_norm") and not value > 0:
-            raise ConfigError(f"train.{key} is {value}; it must be above 0")
-    for key, value in (
-        ("golden.temperature", config.golden.temperature),
-        ("grow.temperature", config.grow.temperature),
-        ("eval.temperature", config.eval.temperature),
-    ):
-        if not value >= 0:
-            raise ConfigError(f"{key} is {value}; it must not be negative")
-    for key, value in (
-        ("train.warmup", config.train.warmup),
-        ("tasks.hold_out", config.tasks.hold_out),
-        ("train.lora.dropout", config.train.lora.dropout),
-        ("sven.dropout", config.sven.dropout),
-    ):
-        if not value < 1:
-            raise ConfigError(f"{key} is {value}; it must be below 1")
