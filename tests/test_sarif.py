@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from treeplay.judge.sarif import SarifError, read_sarif, write_sarif
+from treeplay.judge.sarif import SarifError, read_sarif
+from treeplay.judge.sarif_write import write_sarif
 from treeplay.judge.verdict import Finding, Verdict
 
 DATA = Path(__file__).with_name("data") / "sarif"

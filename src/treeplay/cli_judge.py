@@ -77,7 +77,7 @@ def files(
 ) -> None:
     """Judge files, folders or standard input."""
     from treeplay.judge.files import judge_sources, read_sources
-    from treeplay.judge.sarif import write_sarif
+    from treeplay.judge.sarif_write import write_sarif
     from treeplay.judge.show import print_verdicts, verdicts_to_json
     from treeplay.progress import Reporter
 
