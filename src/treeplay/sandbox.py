@@ -27,6 +27,7 @@ from pathlib import Path
 
 import psutil
 
+from treeplay.bwrap import WORK, bwrap_argv, environment_of, is_root, limit_argv, tool
 from treeplay.capture import Capture, pump
 from treeplay.errors import SandboxError
 
@@ -35,10 +36,7 @@ _POLL_S = 0.05
 # Less free memory than this on the whole machine ends a run: what it hides (files in memory, say)
 # is not seen in its own numbers.
 _SPARE = 192 << 20
-_SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
-_ETC = ("/etc/ld.so.cache", "/etc/alternatives", "/etc/localtime")
 _PREFIXES = ("/usr", "/bin", "/sbin", "/lib")
-_WORK = "/tmp/work"
 _uids = itertools.count(os.getpid())
 # Tools that have been seen to work; a failure is not kept, because it may be mended meanwhile.
 _working: set[tuple[str | None, ...]] = set()
@@ -139,14 +137,14 @@ def _problem(bwrap: str | None, setpriv: str | None, prlimit: str | None) -> str
             return (
                 f"bubblewrap {found[0]} is too old, 0.7 is needed; mend: {MEND} on a newer system"
             )
-        done = _run_bwrap([_tool("true")], {}, b"", Limits(), {}, ())
+        done = _run_bwrap([tool("true")], {}, b"", Limits(), {}, ())
     except OSError as error:
         return f"bubblewrap cannot be started ({error}); mend: {MEND}"
     if done.returncode == 0:
         return ""
     said = done.stderr.decode("utf-8", "replace").strip().splitlines()
     reason = said[-1] if said else f"exit status {done.returncode}"
-    if _is_root():
+    if is_root():
         mend = "docker run --cap-add SYS_ADMIN --security-opt seccomp=unconfined ..."
     else:
         mend = "sudo sysctl kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000 "
@@ -175,70 +173,6 @@ def _inside(folder: str, other: str) -> bool:
     return folder == other or folder.startswith(other.rstrip("/") + "/")
 
 
-def _is_root() -> bool:
-    return os.geteuid() == 0
-
-
-def _tool(name: str) -> str:
-    for folder in ("/usr/bin", "/bin", "/usr/local/bin"):
-        if os.access(f"{folder}/{name}", os.X_OK):
-            return f"{folder}/{name}"
-    return name
-
-
-def _limit_argv(limits: Limits, with_processes: bool) -> list[str]:
-    # the soft limit's signal tells time used up from every other kill
-    cpu = f"--cpu={limits.cpu_s}:{limits.cpu_s + 1}"
-    argv = [_tool("prlimit"), cpu, "--core=0", "--nofile=256", "--memlock=0"]
-    argv += [f"--fsize={limits.file_mb << 20}", "--msgqueue=0"]
-    if with_processes:
-        argv.append(f"--nproc={limits.processes}")
-    if limits.address_mb is not None:
-        argv.append(f"--as={limits.address_mb << 20}")
-    return [*argv, "--"]
-
-
-def _environment(extra: Mapping[str, str], home: str) -> dict[str, str]:
-    return {
-        "PATH": "/usr/local/bin:/usr/bin:/bin",
-        "HOME": home,
-        "TMPDIR": home,
-        "LANG": "C.UTF-8",
-        **extra,
-    }
-
-
-def _bwrap_argv(uid: int, limits: Limits, readonly: Sequence[str]) -> list[str]:
-    """The part of the command line that does not depend on the program's files."""
-    argv = [shutil.which("bwrap") or "bwrap", "--die-with-parent", "--new-session", "--clearenv"]
-    argv += ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
-    argv += ["--unshare-cgroup-try", "--hostname", "sandbox"]
-    if not _is_root():
-        argv += ["--unshare-user", "--uid", str(uid), "--gid", str(uid)]
-    for path in _SYSTEM:
-        if os.path.islink(path):
-            argv += ["--symlink", os.readlink(path), path]
-        elif os.path.isdir(path):
-            argv += ["--ro-bind", path, path]
-    argv += ["--perms", "0755", "--dir", "/etc"]
-    for path in _ETC:
-        argv += ["--ro-bind-try", path, path]
-    argv += ["--proc", "/proc", "--dev", "/dev"]
-    size = str((limits.file_mb * 4) << 20)
-    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/dev/shm"]
-    argv += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp"]
-    # Behind the tmpfs, which would hide a folder that lies under /tmp.
-    made: set[str] = {"/tmp", "/dev"}
-    for path in readonly:
-        # Folders on the way would be made 0700 and shut the unprivileged user out.
-        for parent in reversed(Path(path).parents[:-1]):
-            if str(parent) not in made:
-                made.add(str(parent))
-                argv += ["--perms", "0755", "--dir", str(parent)]
-        argv += ["--ro-bind", path, path]
-    return [*argv, "--perms", "0777", "--dir", _WORK]
-
-
 def _run_bwrap(
     argv: Sequence[str],
     files: Mapping[str, bytes],
@@ -247,19 +181,19 @@ def _run_bwrap(
     env: Mapping[str, str],
     readonly: Sequence[str],
 ) -> Completed:
-    root = _is_root()
+    root = is_root()
     # A user id of its own for each run: the limit on processes counts per user id.
     uid = 61200 + next(_uids) % 4000 if root else 65534
-    command = _bwrap_argv(uid, limits, readonly)
+    command = bwrap_argv(uid, limits, readonly)
     passwd = f"root:x:0:0:root:/root:/bin/sh\nrunner:x:{uid}:{uid}:runner:/tmp:/bin/sh\n"
     whole = {
         "/etc/passwd": passwd.encode(),
         "/etc/group": f"root:x:0:\nrunner:x:{uid}:\n".encode(),
         "/etc/hosts": b"127.0.0.1 localhost\n::1 localhost\n",
-        **{f"{_WORK}/{name}": content for name, content in files.items()},
+        **{f"{WORK}/{name}": content for name, content in files.items()},
     }
     for folder in sorted({str(parent) for name in files for parent in Path(name).parents[:-1]}):
-        command += ["--perms", "0777", "--dir", f"{_WORK}/{folder}"]
+        command += ["--perms", "0777", "--dir", f"{WORK}/{folder}"]
     with contextlib.ExitStack() as stack:
         fds: list[int] = []
         for name, content in whole.items():
@@ -269,14 +203,14 @@ def _run_bwrap(
             os.lseek(fd, 0, os.SEEK_SET)
             fds.append(fd)
             command += ["--perms", "0644", "--file", str(fd), name]
-        command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", _WORK]
-        for key, value in _environment(env, "/tmp").items():
+        command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", WORK]
+        for key, value in environment_of(env, "/tmp").items():
             command += ["--setenv", key, value]
         if root:
             # Dropping privileges before the limits are set, so that they cannot be raised again.
-            command += [_tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
+            command += [tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
             command += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
-        command += [*_limit_argv(limits, True), *argv]
+        command += [*limit_argv(limits, True), *argv]
         return _watch(command, stdin, limits, pass_fds=fds)
 
 
@@ -295,9 +229,9 @@ def _run_unsafe(
             path.write_bytes(content)
         # The mark finds processes that left the session and the family tree.
         mark = uuid.uuid4().hex
-        environment = _environment(env, folder)
+        environment = environment_of(env, folder)
         environment["TREEPLAY_RUN"] = mark
-        prefix = _limit_argv(limits, False) if shutil.which("prlimit") else []
+        prefix = limit_argv(limits, False) if shutil.which("prlimit") else []
         return _watch([*prefix, *argv], stdin, limits, env=environment, cwd=folder, mark=mark)
 
 
