@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import get_args
+from typing import Literal, get_args
 
 import pytest
 from conftest import byte_tokenizer, tiny_llama
@@ -28,6 +28,7 @@ from treeplay.errors import TaskError
 from treeplay.grow import deepen
 from treeplay.judge.verdict import LABELS, Label
 from treeplay.policy.model import Policy, decode
+from treeplay.tasks.task import Task
 from treeplay.tree import Tree
 
 POLICY = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
@@ -251,6 +252,20 @@ def test_an_anchor_is_every_golden_answer_beside_the_contrasts() -> None:
     assert drawn(tree_of(), config) == [anchor]
 
 
+@pytest.mark.parametrize("kind", ["likelihood", "kl"])
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_can_have_an_anchor(method: str, kind: Literal["likelihood", "kl"]) -> None:
+    bare = drawn(tree_of(BAD), method=method)
+    found = drawn(tree_of(BAD), ContrastConfig(anchor=0.5, anchor_kind=kind), method)
+    if method == "sft":  # the golden answer's likelihood is all that it learns
+        assert found == bare
+        return
+    anchor, *others = found
+    assert others == bare
+    assert (anchor.weight, anchor.rejected, anchor.kl) == (0.5, (), kind == "kl")
+    assert text(anchor.prefix + anchor.chosen) == TASK.prompt + (TASK.golden or "")
+
+
 # Late nodes: a branch that went wrong in a later statement gets a node of its own.
 
 LATE = Grown(0, "query = start(name)\n    cur = db.execute(query + name)\n    return 1\n", line=1)
@@ -297,6 +312,14 @@ def test_the_paper_rejects_every_branch_unseen(method: str) -> None:
     ]
     assert {c.weight for c in found.contrasts} == {1.0}
     assert found.counts["branches_unjudged"] == len(LABELS) + 2
+
+
+@pytest.mark.parametrize("method", ["tsp-paper", "spin"])
+def test_the_golden_answer_with_its_end_is_not_rejected(method: str) -> None:
+    golden = Grown(0, (TASK.golden or "")[QUERY:], None, ended="eos")
+    tree = tree_of(golden, replace(golden, text="query = 1\n    return 0\n"))
+    (one,) = drawn(tree, method=method)
+    assert one.rejected == tree.branches[1].ids  # another answer keeps its end
 
 
 def test_sft_is_the_golden_answer_alone() -> None:
@@ -358,6 +381,10 @@ def test_ordinary_text_gives_anchors() -> None:
     assert (likely.kl, likely.chosen_mask) == (False, ())
 
 
+def other_way(task: Task) -> Task:
+    return replace(task, golden=task.vulnerable, vulnerable=task.golden)
+
+
 def test_safecoder_marks_what_changed() -> None:
     counts = draw_contrasts("safecoder", POLICY, [TASK], [tree_of()], LOCAL)
     (one,) = counts.contrasts
@@ -369,6 +396,20 @@ def test_safecoder_marks_what_changed() -> None:
     assert text(one.rejected) == TASK.vulnerable
     assert marked(one.chosen, one.chosen_mask) == "?, (name,)"
     assert marked(one.rejected, one.rejected_mask) == "f'{name}'"
+    # A fix that only adds, or only takes away, marks one side; the other has a mask of zeros, which
+    # is not the same as none.
+    more = replace(TASK, vulnerable="    return 1\n", golden="    check(name)\n    return 1\n")
+    for task, sides in ((more, (True, False)), (other_way(more), (False, True))):
+        tree = hand_tree(POLICY, task, [0], [])
+        (one,) = draw_contrasts("safecoder", POLICY, [task], [tree], LOCAL).contrasts
+        assert (len(one.chosen_mask), len(one.rejected_mask)) == (
+            len(one.chosen),
+            len(one.rejected),
+        )
+        assert (any(one.chosen_mask), any(one.rejected_mask)) == sides
+        assert contrast_from_json(json.loads(json.dumps(contrast_to_json(one)))) == one
+        kept = marked(one.chosen, one.chosen_mask) or marked(one.rejected, one.rejected_mask)
+        assert kept.split() == ["check(name)"]
     same = replace(TASK, vulnerable=TASK.golden)
     found = draw_contrasts("safecoder", POLICY, [same], [tree_of()], LOCAL)
     assert found.contrasts == ()

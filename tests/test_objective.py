@@ -197,6 +197,18 @@ def test_beyond_the_clip_a_contrast_is_left_alone(loss: Loss) -> None:
     assert sides(loss, -2.0, -6.0, clip=3.0) == (0.0, 0.0)
 
 
+@pytest.mark.parametrize("added", [True, False])
+def test_a_fix_that_only_adds_or_takes_away_teaches_by_one_side(added: bool) -> None:
+    masks = ((1,), (0,)) if added else ((0,), (1,))
+    contrast = Contrast("t", 0, (1,), (2,), (3,), 1.0, (-4.0,), (-4.0,), False, *masks)
+    logps = [(torch.tensor([-2.0], requires_grad=True), torch.tensor([-0.5], requires_grad=True))]
+    config = replace(CONFIG, loss="safecoder", alpha=0.0)
+    (loss,) = contrast_losses([contrast], logps, [], config).loss
+    assert loss.item() == pytest.approx(2.0 if added else -math.log(1 - math.exp(-0.5)), abs=1e-4)
+    up, down = torch.autograd.grad(loss, list(logps[0]))
+    assert (bool(up.any()), bool(down.any())) == (added, not added)
+
+
 def test_a_kl_needs_an_opponent() -> None:
     with pytest.raises(ValueError, match="need the opponent's distributions"):
         group_loss(learner(), drawn(0), CONFIG)

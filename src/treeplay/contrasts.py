@@ -29,6 +29,8 @@ Anchor = Literal["likelihood", "kl"]
 
 # Methods that learn from a given vulnerable answer.
 NEEDS_VULNERABLE = ("dpo", "safecoder", "sven")
+# Methods whose contrasts are the golden answers' likelihood already.
+WITHOUT_ANCHOR = ("sft",)
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,11 @@ def draw_contrasts(
     counts: Counter[str] = Counter()
     out: list[Contrast] = []
     for task, tree in zip(tasks, trees, strict=True):
-        out += METHODS[method](policy, task, tree, config, counts)
+        drawn = METHODS[method](policy, task, tree, config, counts)
+        if config.anchor and tree.golden_ids and method not in WITHOUT_ANCHOR:
+            counts["anchors"] += 1
+            drawn.insert(0, golden_anchor(tree, config, drawn))
+        out += drawn
     counts["contrasts"] = len(out)
     return Drawn(tuple(out), dict(counts))
 
@@ -111,10 +117,6 @@ def tsp(
 ) -> list[Contrast]:
     """Tree-like self-play: at each node, its secure continuations against its vulnerable ones."""
     out: list[Contrast] = []
-    by_likelihood = config.anchor_kind == "likelihood"
-    if config.anchor and tree.golden_ids and by_likelihood:
-        counts["anchors"] += 1
-        out.append(Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, (), config.anchor))
     for node in tree.nodes:
         here = [b for b in tree.branches if b.node == node.id and b.verdict is not None]
         counts.update(f"branches_{b.verdict.label}" for b in here if b.verdict)
@@ -159,9 +161,6 @@ def tsp(
             counts["without_a_drop"] += sum(not contrast.weight for contrast in new)
             new = [contrast for contrast in new if contrast.weight]
         out += new
-    if config.anchor and tree.golden_ids and not by_likelihood:
-        counts["anchors"] += 1
-        out.insert(0, kl_anchor(task.id, tree.prompt_ids + tree.golden_ids, config.anchor, out))
     return out
 
 
@@ -176,6 +175,14 @@ def _by_value(
         return value_of_choice(tree, node, chosen, golden, full=full, prior=prior)
 
     return [replace(contrast, weight=worth(contrast.chosen)) for contrast in contrasts]
+
+
+def golden_anchor(tree: Tree, config: ContrastConfig, beside: Sequence[Contrast]) -> Contrast:
+    """The anchor on a tree's golden answer, as ``config.anchor_kind`` says, for the contrasts
+    ``beside`` it."""
+    if config.anchor_kind == "kl":
+        return kl_anchor(tree.task, tree.prompt_ids + tree.golden_ids, config.anchor, beside)
+    return Contrast(tree.task, -1, tree.prompt_ids, tree.golden_ids, (), config.anchor)
 
 
 def kl_anchor(
@@ -227,7 +234,9 @@ def tsp_paper(
         rejected = _branch_ids(task, tree, branch, "full")
         chosen = _golden(task, tree, node, "full")
         counts["branches_unjudged"] += 1
-        if rejected and rejected != chosen:
+        # The golden continuation and the end of the text: all that it could unlearn is to end.
+        ended = branch.ended == "eos" and rejected == branch.ids
+        if rejected and (rejected[:-1] if ended else rejected) != chosen:
             out.append(Contrast(task.id, node.id, tree.prefix(node), chosen, rejected, 1.0))
     return out
 
