@@ -32,6 +32,7 @@ from treeplay.keep import Keeper
 from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
 from treeplay.objective import Loss, Pairs, contrast_losses, needs_kl
 from treeplay.policy.attention import packed_or_plain
+from treeplay.policy.heap import give_back
 from treeplay.policy.model import Policy
 from treeplay.policy.sample import seed_of, told_slow
 from treeplay.policy.score import Opponent, Span, packed_scores, plain_scores
@@ -221,6 +222,7 @@ def train(
     finally:
         policy.model.eval()
         model.unload()
+        give_back()
     return final
 
 

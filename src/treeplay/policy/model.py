@@ -26,6 +26,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treeplay.errors import ModelError, TaskError
+from treeplay.policy.heap import keep_freed
 from treeplay.policy.prefix import prefix_length
 from treeplay.policy.sample import Sampler
 from treeplay.policy.server_config import ServerConfig
@@ -132,6 +133,7 @@ def load_policy(config: ModelConfig) -> Policy:
             f"cannot put the model on the device {config.device!r}: {_first_line(error)}; "
             "use model.device=cpu, or auto"
         ) from error
+    keep_freed()  # behind the loading, which frees much that is not needed again
     return Policy(model, tokenizer, config.style, identity)
 
 
