@@ -1,8 +1,9 @@
-"""One OpenMP thread, and a tiny random model with a byte tokenizer."""
+"""A tiny random model with a byte tokenizer, one that has learnt, the sandbox; one thread."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from treeplay.errors import SandboxError
 from treeplay.policy.model import Policy
+from treeplay.sandbox import Sandbox, check_sandbox
 from treeplay.tasks.task import Task, Tests, make_task
 
 torch.set_num_threads(1)
@@ -62,6 +65,29 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_llama().save_pretrained(folder, safe_serialization=True)
     byte_tokenizer().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def trained_writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from writer import make_writer
+
+    return make_writer(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def writer(trained_writer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model that has learnt three tasks by heart (writer.py): a copy for every module."""
+    return Path(shutil.copytree(trained_writer, tmp_path_factory.mktemp("writer") / "model"))
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Sandbox:
+    """The sandbox; where there is none, tests that ask for it are skipped."""
+    try:
+        check_sandbox()
+    except SandboxError as error:
+        pytest.skip(f"generated code cannot be run here: {error}")
+    return Sandbox()
 
 
 @pytest.fixture

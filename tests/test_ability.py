@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from treeplay.errors import SandboxError, TaskError
+from treeplay.errors import TaskError
 from treeplay.judge.execute import execute
 from treeplay.judge.judge import judge_one
 from treeplay.judge.verdict import Label, Verdict
 from treeplay.metrics import GENERAL_METRICS, METRICS, Scored, paired, rows, scored_to_json
 from treeplay.report import build_report, print_table
-from treeplay.sandbox import Sandbox, check_sandbox
+from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.importers import import_tasks
 from treeplay.tasks.importers.humaneval import CUT_REFERENCE
@@ -47,15 +47,6 @@ MBPP = {
     "test_list": ["assert len(twice([1])) < limit", "assert twice([1, 2]) == [2, 4]"],
     "challenge_test_list": [],
 }
-
-
-@pytest.fixture(scope="module")
-def sandbox() -> Sandbox:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    return Sandbox()
 
 
 def jsonl(path: Path, *records: dict[str, Any]) -> Path:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 from typer.testing import CliRunner, Result
-from writer import make_writer, tasks
+from writer import tasks
 
 from treeplay.cli import app
 from treeplay.config import recipe_names
@@ -35,11 +35,6 @@ def refused(result: Result, says: str, code: int = 2) -> str:
     assert re.search(says, lines[0]), lines[0]
     assert "Traceback" not in result.output
     return lines[0]
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_writer(tmp_path_factory.mktemp("writer"))
 
 
 @pytest.fixture

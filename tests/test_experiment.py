@@ -10,30 +10,17 @@ from typing import Any, get_args
 import pytest
 from tinydata import make_data
 from typer.testing import CliRunner
-from writer import make_writer
 
 from treeplay.cli import app
 from treeplay.config import Method
-from treeplay.errors import SandboxError
 from treeplay.experiments import runs
 from treeplay.experiments.collect import COLUMNS
 from treeplay.play import Game
-from treeplay.sandbox import check_sandbox
 
 RUNNER = CliRunner()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sandbox() -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_writer(tmp_path_factory.mktemp("writer"))
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
 
 @pytest.fixture(scope="module")

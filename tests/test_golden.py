@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import yaml
-from writer import make_writer, tasks
+from writer import tasks
 
 from treeplay.config import load_config
-from treeplay.errors import ConfigError, RunError, SandboxError
+from treeplay.errors import ConfigError, RunError
 from treeplay.golden import mended_path, request, rooted
 from treeplay.grow import grow as really_grow
 from treeplay.judge.judge import Judge
@@ -22,7 +22,7 @@ from treeplay.play import Game
 from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
-from treeplay.sandbox import Sandbox, check_sandbox
+from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.jsonl import write_tasks
 from treeplay.tasks.task import Task, make_task
@@ -270,17 +270,13 @@ def test_a_repair_becomes_a_path_behind_the_task_s_prompt(tiny_policy: Policy) -
 
 
 @pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> File:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    folder = make_writer(tmp_path_factory.mktemp("writer"))
+def bare_writer(writer: File, sandbox: Sandbox) -> File:
+    """The model, and beside it tasks without references."""
     bare = [replace(t, golden=None, vulnerable=None) for t in tasks() if t.split == "train"]
     # One that the model has never seen, and cannot answer.
     bare.append(replace(bare[0], id="unheard", prompt="def unheard_of(db, name, more):\n"))
-    write_tasks(folder / "bare.jsonl", bare)
-    return folder
+    write_tasks(writer / "bare.jsonl", bare)
+    return writer
 
 
 def settings(writer: File, **changes: Any) -> dict[str, Any]:
@@ -306,9 +302,9 @@ def game(folder: File, data: dict[str, Any], name: str, *more: str, resume: bool
     return Game(open_run(config, resume=resume), Reporter(quiet=True))
 
 
-def test_a_run_without_references(writer: File, tmp_path: File) -> None:
+def test_a_run_without_references(bare_writer: File, tmp_path: File) -> None:
     said: list[str] = []
-    one = game(tmp_path, settings(writer), "run", "grow.depth=2")
+    one = game(tmp_path, settings(bare_writer), "run", "grow.depth=2")
     one.reporter.say = said.append  # type: ignore[method-assign,assignment]
     assert {task.id for task in one.tasks} == {"sql", "path", "unheard"}
     contrasts = one.contrasts(1)
@@ -362,9 +358,9 @@ def test_a_run_without_references(writer: File, tmp_path: File) -> None:
 
 
 def test_a_stopped_golden_stage_goes_on_to_the_same(
-    writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+    bare_writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = settings(writer)
+    data = settings(bare_writer)
     data["golden"].update(source="repair", attempts=2, mends=3)
     whole = game(tmp_path, data, "whole")
     trees = whole.grow(1)
@@ -398,13 +394,13 @@ def test_a_stopped_golden_stage_goes_on_to_the_same(
 
 
 def test_repairs_are_tried_until_one_is_accepted(
-    writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
+    bare_writer: File, tmp_path: File, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model is tiny and mends nothing, so what it writes is put into its mouth: at the second
     attempt, the golden answer of the first task."""
     import treeplay.golden_stage as stage
 
-    data = settings(writer)
+    data = settings(bare_writer)
     data["golden"].update(source="repair", attempts=3, mends=2)
     one = game(tmp_path, data, "run")
     answers = {task.id: task.golden or "" for task in tasks()}
@@ -451,8 +447,8 @@ def _says(policy: Policy, one: Branch, text: str) -> Branch:
 
 
 @pytest.mark.parametrize("method", ["sft", "dpo", "spin"])
-def test_other_methods_without_references(method: str, writer: File, tmp_path: File) -> None:
-    data = settings(writer, method=method)
+def test_other_methods_without_references(method: str, bare_writer: File, tmp_path: File) -> None:
+    data = settings(bare_writer, method=method)
     del data["grow"]["branches"], data["nodes"]
     one = game(tmp_path, data, "run")
     contrasts = one.contrasts(1)
@@ -472,8 +468,8 @@ def test_other_methods_without_references(method: str, writer: File, tmp_path: F
             assert any(path[: len(whole)] == whole for path in wrong)
 
 
-def test_no_accepted_answer_at_all_is_said(writer: File, tmp_path: File) -> None:
-    data = settings(writer)
+def test_no_accepted_answer_at_all_is_said(bare_writer: File, tmp_path: File) -> None:
+    data = settings(bare_writer)
     data["golden"]["max_tokens"] = 3
     one = game(tmp_path, data, "run")
     with pytest.raises(RunError, match=r"accept none of 24 answers of base to 3 .*golden\.samples"):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from writer import make_writer, tasks
+from writer import tasks
 
 from treeplay.config import load_config
 from treeplay.errors import ConfigError, ModelError, RunError, SandboxError
@@ -56,11 +56,6 @@ TRAIN = TrainConfig(
 )
 
 needs_trl = pytest.mark.skipif(find_spec("trl") is None, reason="TRL is not installed")
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_writer(tmp_path_factory.mktemp("writer"))
 
 
 @pytest.fixture

@@ -13,12 +13,11 @@ import yaml
 from conftest import byte_tokenizer, tiny_llama
 from safetensors.torch import load_file
 from test_train import SMALL, some_contrasts
-from writer import make_writer
 
 import treeplay.play_keep
 from treeplay.config import load_config
 from treeplay.contrasts import Contrast, contrast_from_json
-from treeplay.errors import ConfigError, SandboxError, TaskError
+from treeplay.errors import ConfigError, TaskError
 from treeplay.judge.verdict import Label, Verdict
 from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
 from treeplay.opponent import score_opponent
@@ -27,7 +26,6 @@ from treeplay.play_eval import sampled_answers
 from treeplay.policy.model import Policy
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
-from treeplay.sandbox import check_sandbox
 from treeplay.tasks.task import Tests, make_task
 from treeplay.train import TrainConfig, train
 
@@ -203,12 +201,10 @@ def open_game(folder: Path, writer: Path, resume: bool = False) -> Game:
     return Game(open_run(load_config(path), resume=resume), Reporter(quiet=True))
 
 
-def test_the_game_keeps_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    writer = make_writer(tmp_path / "writer")
+@pytest.mark.usefixtures("sandbox")
+def test_the_game_keeps_the_best(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     game = open_game(tmp_path / "whole", writer)
     assert game.held is not None
     (held,) = (task.id for task in game.held.tasks)

@@ -10,35 +10,23 @@ from typing import Any
 import pytest
 import yaml
 from chat_server import ChatServer, Request, Say, completion
-from writer import make_writer
 
 import treeplay.nodes_learn
 from treeplay.config import load_config
-from treeplay.errors import ConfigError, RunError, SandboxError
+from treeplay.errors import ConfigError, RunError
 from treeplay.estimate import estimate
 from treeplay.grow import grow
 from treeplay.play import Game
 from treeplay.policy.score import plain_logps
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
-from treeplay.sandbox import check_sandbox
 from treeplay.tree import Tree, tree_from_json, tree_to_json
 
 pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sandbox() -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_writer(tmp_path_factory.mktemp("writer"))
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
 
 def game(writer: Path, out: Path, *overrides: str, resume: bool = False, **nodes: Any) -> Game:

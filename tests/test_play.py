@@ -14,35 +14,24 @@ import pytest
 import torch
 import yaml
 from conftest import tiny_llama
-from writer import make_writer, tasks
+from writer import tasks
 
 from treeplay.config import load_config
 from treeplay.contrasts import contrast_from_json
-from treeplay.errors import ModelError, RunError, SandboxError, TaskError
+from treeplay.errors import ModelError, RunError, TaskError
 from treeplay.play import Game
 from treeplay.policy.model import ModelConfig, load_policy
 from treeplay.policy.score import plain_logps
 from treeplay.progress import Reporter
 from treeplay.report import build_report
 from treeplay.run import open_run, read_json, read_jsonl
-from treeplay.sandbox import check_sandbox
 from treeplay.tasks.jsonl import write_tasks
 from treeplay.tree import tree_from_json
 
 KILLER = Path(__file__).with_name("killer.py")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sandbox() -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_writer(tmp_path_factory.mktemp("writer"))
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
 
 def settings(writer: Path, **changes: Any) -> dict[str, Any]:

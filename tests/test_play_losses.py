@@ -6,21 +6,11 @@ from pathlib import Path
 
 import pytest
 from test_play import game, recipe, settings
-from writer import make_writer
 
-from treeplay.errors import SandboxError
 from treeplay.report import build_report
 from treeplay.run import read_jsonl
-from treeplay.sandbox import check_sandbox
 
-
-@pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    return make_writer(tmp_path_factory.mktemp("writer"))
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
 
 @pytest.mark.parametrize("method", ["tdpo", "ipo", "simpo", "hinge", "safecoder"])

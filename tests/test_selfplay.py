@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 import torch
 from test_play import content, game, recipe, settings
-from writer import make_writer, tasks
+from writer import tasks
 
 from treeplay.config import load_config
 from treeplay.contrasts import Contrast, contrast_from_json
-from treeplay.errors import ConfigError, RunError, SandboxError
+from treeplay.errors import ConfigError, RunError
 from treeplay.judge.verdict import Verdict
 from treeplay.policy.score import plain_logps
 from treeplay.report import build_report
 from treeplay.run import read_json, read_jsonl
-from treeplay.sandbox import check_sandbox
+from treeplay.sandbox import Sandbox
 from treeplay.selfplay import (
     PlayConfig,
     Rate,
@@ -159,12 +159,9 @@ def test_settings_that_cannot_be(settings: list[str], told: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def writer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    return make_writer(tmp_path_factory.mktemp("writer"))
+def writer(sandbox: Sandbox, writer: Path) -> Path:
+    """Whole games need both."""
+    return writer
 
 
 def pooled(writer: Path) -> dict[str, Any]:

@@ -18,10 +18,9 @@ from chat_server import Say
 from conftest import byte_tokenizer, tiny_llama
 from peft import LoraConfig, get_peft_model
 from sampling_server import SamplingServer, error, events, piece
-from writer import make_writer
 
 from treeplay.config import load_config
-from treeplay.errors import ConfigError, ModelError, SandboxError
+from treeplay.errors import ConfigError, ModelError
 from treeplay.play import Game
 from treeplay.policy.model import ModelConfig, Policy, load_adapter, load_policy
 from treeplay.policy.sample import Request, Row, Sample, SampleConfig, sample, seed_of
@@ -30,7 +29,6 @@ from treeplay.policy.server_config import ServerConfig, check_server
 from treeplay.policy.server_sample import in_cache_order
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_jsonl
-from treeplay.sandbox import check_sandbox
 
 pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
@@ -390,12 +388,8 @@ def test_adapters_are_copied_to_a_shared_folder(tmp_path: Path) -> None:
 # A whole game.
 
 
-def test_a_game_on_a_server_is_the_game_on_the_local_model(tmp_path: Path) -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
-    writer = make_writer(tmp_path / "writer")
+@pytest.mark.usefixtures("sandbox")
+def test_a_game_on_a_server_is_the_game_on_the_local_model(writer: Path, tmp_path: Path) -> None:
     source = str(writer / "tasks.jsonl")
     recipe = {
         "model": {"name": str(writer), "threads": 1},

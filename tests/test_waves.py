@@ -8,26 +8,19 @@ from typing import Any
 
 import pytest
 import yaml
-from writer import make_writer
 
 from treeplay.config import load_config
-from treeplay.errors import ConfigError, SandboxError
+from treeplay.errors import ConfigError
 from treeplay.grow import missing
 from treeplay.play import Game
 from treeplay.progress import Reporter
 from treeplay.run import open_run
-from treeplay.sandbox import check_sandbox
 from treeplay.tree import Tree
 
 GROW = {"branches": 8, "adaptive": 0.6, "wave": 2, "depth": 2, "max_tokens": 90}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def sandbox() -> None:
-    try:
-        check_sandbox()
-    except SandboxError as error:
-        pytest.skip(f"generated code cannot be run here: {error}")
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
 
 def grown(recipe: Path, out: Path, *overrides: str, resume: bool = False) -> list[Tree]:
@@ -39,8 +32,7 @@ def grown(recipe: Path, out: Path, *overrides: str, resume: bool = False) -> lis
         game.close()
 
 
-def test_waves_stop_where_a_node_is_known_and_resume_the_same(tmp_path: Path) -> None:
-    writer = make_writer(tmp_path / "writer")
+def test_waves_stop_where_a_node_is_known_and_resume_the_same(writer: Path, tmp_path: Path) -> None:
     source = str(writer / "tasks.jsonl")
     data: dict[str, Any] = {
         "model": {"name": str(writer), "threads": 1},

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from treeplay.errors import RunError
+from treeplay.experiments.goals import goals_table
 from treeplay.experiments.plots import study_plot
 from treeplay.experiments.results import Study, read_studies
 from treeplay.experiments.tables import study_tables
@@ -33,6 +34,8 @@ def page_files(results: Path, page: Path) -> dict[Path, str]:
     studies = read_studies(results)
     files: dict[Path, str] = {}
     lines = [BEGIN, "", *NOTE.split("\n")]
+    if goals := goals_table(studies):
+        lines += ["", *goals]
     for study in studies:
         plot = Path("img") / f"results-{study.protocol}-{study.model}.svg"
         files[page.parent / plot] = study_plot(study)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import MEASURES, Group, Study
 from treeplay.experiments.stats import Estimate, difference, estimate, holm, ratio, sign_flip
@@ -32,8 +34,9 @@ def study_tables(study: Study) -> list[str]:
     for group in study.groups():
         out += ["", *_rates(study, group)]
     out += ["", *_costs(study)]
-    faults = _faults(study)
-    return out + (["", *faults] if faults else [])
+    for some in (_noted(study), _faults(study)):
+        out += ["", *some] if some else []
+    return out
 
 
 def _facts(study: Study) -> list[str]:
@@ -81,16 +84,18 @@ def _rates(study: Study, group: Group) -> list[str]:
         )
     ]
     heads = ["arm", *(HEADINGS[measure] for measure in shown)]
-    out = [f"**{group.name}** ({len(group.keys)} tasks)", "", *_head(heads)]
+    out = [f"**{group.name}** ({len(group.keys)} tasks)", "", *table_head(heads)]
     for arm in study.arms:
         if not study.seeds(arm):
             continue
-        cells = [f"`{arm}`"]
+        there = int((~np.isnan(study.values(arm, group, "valid"))).any(axis=0).sum())
+        some = f", {there} of the tasks" if there < len(group.keys) else ""
+        cells = [f"`{arm}`{some}"]
         for measure in shown:
             found = estimate(study.values(arm, group, measure))
             scale = 1 if measure == "tokens" else 100
-            cells.append(_cell(found, scale, interval=measure in WITH_INTERVAL))
-        out.append(_line(cells))
+            cells.append(estimate_cell(found, scale, interval=measure in WITH_INTERVAL))
+        out.append(table_line(cells))
     return out
 
 
@@ -116,8 +121,8 @@ def _comparisons(study: Study) -> list[str]:
                 [
                     group.name,
                     f"`{arm}`",
-                    _cell(difference(mine, theirs), 100, sign=True),
-                    _cell(ratio(mine, theirs), 1, digits=2),
+                    estimate_cell(difference(mine, theirs), 100, sign=True),
+                    estimate_cell(ratio(mine, theirs), 1, digits=2),
                     _p(p_value),
                     *(
                         _change(study, study.reference, arm, group, measure)
@@ -133,10 +138,10 @@ def _comparisons(study: Study) -> list[str]:
         f"`{study.reference}` against the others, paired by task and seed (p-values by sign flips, "
         f"Holm's correction over these {len(rows)} comparisons):",
         "",
-        *_head(heads),
+        *table_head(heads),
     ]
     for row, corrected in zip(rows, holm(p_values), strict=True):
-        out.append(_line([*row[:5], _p(corrected), *row[5:]]))
+        out.append(table_line([*row[:5], _p(corrected), *row[5:]]))
     return out + (["", *_against_base(study)] if study.seeds(BASE) else [])
 
 
@@ -144,7 +149,7 @@ def _against_base(study: Study) -> list[str]:
     """What every arm changed, and at what price."""
     measures = ("spr1_all", "vulnerable", "valid", "inert", "pass1", "secure_pass1")
     heads = ["tasks", "arm", *(HEADINGS[measure] for measure in measures), "vulnerable, ratio"]
-    out = ["Every arm against the base model:", "", *_head(heads)]
+    out = ["Every arm against the base model:", "", *table_head(heads)]
     for group in study.main_groups():
         for arm in study.arms:
             seeds = study.together(arm, BASE)
@@ -153,21 +158,23 @@ def _against_base(study: Study) -> list[str]:
             bad = [study.values(one, group, "vulnerable", seeds) for one in (arm, BASE)]
             cells = [group.name, f"`{arm}`"]
             cells += [_change(study, arm, BASE, group, measure) for measure in measures]
-            out.append(_line([*cells, _cell(ratio(bad[0], bad[1]), 1, digits=2)]))
+            out.append(table_line([*cells, estimate_cell(ratio(bad[0], bad[1]), 1, digits=2)]))
     return out
 
 
 def _change(study: Study, arm: str, against: str, group: Group, measure: str) -> str:
     seeds = study.together(arm, against)
     mine = study.values(arm, group, measure, seeds)
-    return _cell(difference(mine, study.values(against, group, measure, seeds)), 100, sign=True)
+    return estimate_cell(
+        difference(mine, study.values(against, group, measure, seeds)), 100, sign=True
+    )
 
 
 def _costs(study: Study) -> list[str]:
     """What every arm was given: mean over seeds of the sum over folds."""
     heads = ["arm", "seeds", "sampled tokens", "gradient tokens", "grow s", "train s", "evaluate s"]
     out = ["What it took (means over seeds; stages that a run shares with another are not in it):"]
-    out += ["", *_head(heads)]
+    out += ["", *table_head(heads)]
     for arm in study.arms:
         some = [told for told in study.told[arm].values() if told["runs"]]
         if not some:
@@ -181,7 +188,7 @@ def _costs(study: Study) -> list[str]:
             cells.append(mean([sum(run["used"][kind] for run in told["runs"]) for told in some]))
         for part in ("grow", "train", "evaluate"):
             cells.append(mean([_seconds(told["runs"], arm, part) for told in some]))
-        out.append(_line(cells))
+        out.append(table_line(cells))
     return out
 
 
@@ -198,11 +205,30 @@ def _seconds(runs: Sequence[Mapping[str, Any]], arm: str, part: str) -> float:
 def _part(stage: str) -> str:
     """Of which part of a run a key of ``timings`` is: ``round-1 eval judge`` is evaluation."""
     words = stage.split()[1:]
+    if any(word.startswith("epoch-") for word in words):  # a snapshot's mark: training has it in
+        return ""
     if "eval" in words:
         return "evaluate"
     if "train" in words or "score" in words:
         return "train"
     return "grow" if words else ""
+
+
+def _noted(study: Study) -> list[str]:
+    """What is to be known of runs that have results: games that ended early, doubts of a judge."""
+    out = []
+    for arm in study.arms:
+        for seed, told in sorted(study.told[arm].items()):
+            for run in told["runs"]:
+                fold = f", fold {run['fold']}" if run["fold"] else ""
+                known = run["run"]
+                lines = [f"{one['round']}: {one['warning']}" for one in run.get("branches", ())
+                         if one.get("warning")]  # fmt: skip
+                lines += known.get("warnings", [])
+                if ended := known.get("ended"):
+                    lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
+                out += [f"- `{arm}`, seed {seed}{fold}: {line}" for line in lines]
+    return ["To be known of these runs:", "", *out] if out else []
 
 
 def _faults(study: Study) -> list[str]:
@@ -215,9 +241,10 @@ def _faults(study: Study) -> list[str]:
     return ["What failed:", "", *out] if out else []
 
 
-def _cell(
+def estimate_cell(
     found: Estimate, scale: float, *, interval: bool = True, sign: bool = False, digits: int = 1
 ) -> str:
+    """``value [low, high]``, times ``scale``; ``n/a`` where there is nothing to tell."""
     if found.value is None:
         return "n/a"
 
@@ -237,9 +264,11 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _head(cells: Sequence[str]) -> list[str]:
-    return [_line(cells), "|" + "---|" * len(cells)]
+def table_head(cells: Sequence[str]) -> list[str]:
+    """The two first lines of a Markdown table."""
+    return [table_line(cells), "|" + "---|" * len(cells)]
 
 
-def _line(cells: Sequence[str]) -> str:
+def table_line(cells: Sequence[str]) -> str:
+    """A row of a Markdown table."""
     return "| " + " | ".join(cells) + " |"

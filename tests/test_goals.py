@@ -1,0 +1,96 @@
+"""Claims beside results: which are reached, only hinted at, or missed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_results_page import line, page, results, row, write  # noqa: F401
+
+from treeplay.experiments.goals import GOALS, Goal, goals_table, reached
+from treeplay.experiments.page import write_page
+from treeplay.experiments.results import read_studies
+from treeplay.experiments.stats import Estimate
+
+
+def found(value: float, low: float | None, high: float | None) -> Estimate:
+    return Estimate(value, low, high, 10, 2)
+
+
+HIGHER = Goal("main", ("x",), "spr1_all", "spin", 0.0, 0.0)
+KEPT = Goal("main", ("x",), "valid", "base", -0.02, -0.02)
+NO_HIGHER = Goal("main", ("x",), "inert", "base", 0.0, 0.0, below=True)
+RATIO = Goal("main", ("x",), "spr1_all", "sft", 4 / 3, 1.0, ratio=True)
+FEWER = Goal("unseen", ("x",), "vulnerable", "base", 0.68, 1.0, ratio=True, below=True)
+
+
+@pytest.mark.parametrize(
+    ("goal", "estimate", "said"),
+    [
+        (HIGHER, found(0.04, 0.01, 0.08), "yes"),
+        (HIGHER, found(0.04, 0.0, 0.08), "not shown"),
+        (HIGHER, found(0.04, None, None), "not shown"),
+        (HIGHER, found(0.0, 0.0, 0.0), "no"),
+        (HIGHER, found(-0.01, -0.02, 0.01), "no"),
+        (KEPT, found(-0.01, -0.02, 0.01), "yes"),
+        (KEPT, found(-0.01, -0.03, 0.01), "not shown"),
+        (KEPT, found(-0.03, -0.05, -0.01), "no"),
+        (NO_HIGHER, found(0.0, 0.0, 0.0), "yes"),
+        (NO_HIGHER, found(-0.01, -0.05, 0.02), "not shown"),
+        (NO_HIGHER, found(0.01, -0.05, 0.02), "no"),
+        (RATIO, found(1.4, 1.1, 2.0), "yes"),
+        (RATIO, found(1.4, 0.9, float("inf")), "not shown"),
+        (RATIO, found(1.3, 1.1, 2.0), "no"),
+        (FEWER, found(0.6, 0.4, 0.9), "yes"),
+        (FEWER, found(0.6, 0.4, 1.1), "not shown"),
+        (FEWER, found(0.7, 0.6, 0.9), "no"),
+    ],
+)
+def test_reached(goal: Goal, estimate: Estimate, said: str) -> None:
+    assert reached(goal, estimate) == said
+
+
+def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # noqa: F811
+    for seed in (0, 1):
+        write(
+            results,
+            "base",
+            seed,
+            [row("a", 1, 4), row("b", 2, 4), row("g", 0, 0, suite="m@full", general=True)],
+        )
+        write(
+            results,
+            "tsp",
+            seed,
+            [row("a", 4, 2), row("b", 5, 2), row("g", 0, 0, suite="m@full", general=True)],
+        )
+    write_page(results, page)
+    text = page.read_text()
+    start = ("main", "tiny", "2", "executed, decision form")
+    assert line(text, *start, "SPR@1, ratio", "`sft`")[6:] == [
+        "at least 1.33 times",
+        "1.80 [1.67, 2.00]",
+        "yes",
+    ]
+    assert line(text, *start, "inert", "`base`")[6:] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
+    assert line(text, *start, "valid", "`base`")[8] == "yes"
+    # A base model that passes nothing cannot lose: that is no success.
+    assert line(text, "main", "tiny", "2", "general ability", "pass@1")[8] == "nothing to lose"
+    assert text.index("What is claimed") < text.index("### `main`")
+
+
+def test_without_the_reference_there_is_no_goal(results: Path) -> None:  # noqa: F811
+    for path in (results / "main" / "tiny" / "tsp").iterdir():
+        path.unlink()
+    assert goals_table(read_studies(results)) == []
+
+
+def test_every_goal_is_in_words() -> None:
+    assert {goal.words() for goal in GOALS} == {
+        "at least 1.33 times",
+        "at most 0.68 times",
+        "higher",
+        "no higher",
+        "no more than 1 point lower",
+        "no more than 2 points lower",
+    }
