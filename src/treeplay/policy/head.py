@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from treeplay.policy.matmul import LINEAR, add_product, product
+
 ROWS, WORDS = 256, 4096
 
 
@@ -42,7 +44,7 @@ def head_of(model: Any) -> Head | None:
     Models differ in what they do behind the layer; a forward pass of two tokens tells.
     """
     layer = model.get_output_embeddings()
-    if type(layer) is not torch.nn.Linear:
+    if type(layer) not in LINEAR:
         return None
     if layer not in _heads:
         _heads[layer] = _recognise(model, layer)
@@ -172,7 +174,7 @@ class _TiledLogps(torch.autograd.Function):
             sum_R1 = torch.zeros_like(top_R1)
             for inside, v in zip(pairs, range(0, words, WORDS), strict=True):
                 weight = weight_VD[v : v + WORDS]
-                logit_RV = hidden_RD[tile] @ weight.T
+                logit_RV = product(hidden_RD[tile], weight)
                 if bias_V is not None:
                     logit_RV += bias_V[v : v + WORDS]
                 logit_RV = logit_RV.float()
@@ -192,7 +194,7 @@ class _TiledLogps(torch.autograd.Function):
                         prob_RV *= slope_RV
                     mean_RD[tile].mul_(shrink_R1)
                     if weight.dtype == torch.float32:
-                        mean_RD[tile].addmm_(prob_RV, weight)
+                        add_product(mean_RD[tile], prob_RV, weight.T)
                     else:
                         mean_RD[tile] += prob_RV.to(weight.dtype) @ weight
                 top_R1 = rise_R1

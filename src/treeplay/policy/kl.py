@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from treeplay.losses import kl_divergence
 from treeplay.policy.head import ROWS, WORDS, Head, capped, logps_of
+from treeplay.policy.matmul import add_product, product
 
 Both = tuple[torch.Tensor, torch.Tensor]
 
@@ -122,7 +123,7 @@ class _TiledBoth(torch.autograd.Function):
         ]
 
         def logits(hidden: torch.Tensor, v: int) -> torch.Tensor:
-            out = hidden @ weight_VD[v : v + WORDS].T
+            out = product(hidden, weight_VD[v : v + WORDS])
             if bias_V is not None:
                 out += bias_V[v : v + WORDS]
             out = out.float()
@@ -204,6 +205,6 @@ def _add_mean(
     if slope_RV is not None:
         prob_RV = prob_RV * slope_RV
     if weight_VD.dtype == torch.float32:
-        mean_RD.addmm_(prob_RV, weight_VD)
+        add_product(mean_RD, prob_RV, weight_VD.T)
     else:
         mean_RD += prob_RV.to(weight_VD.dtype) @ weight_VD

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 
+from treeplay.policy.matmul import LINEAR, linear, product
+
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
     """A LoRA layer with one plain adapter; anything else about it is left to PEFT."""
@@ -38,7 +40,7 @@ class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
 def fuse_lora(model: torch.nn.Module) -> None:
     """Make the plain LoRA layers of ``model`` fused ones, in place; their weights stay."""
     for module in model.modules():
-        if type(module) is LoraLinear and type(module.base_layer) is torch.nn.Linear:
+        if type(module) is LoraLinear and type(module.base_layer) in LINEAR:
             module.__class__ = FusedLoraLinear
 
 
@@ -69,8 +71,8 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         x_NI = x.reshape(-1, x.shape[-1])
         down, up = down_rI.to(x.dtype), up_Or.to(x.dtype)
-        low_Nr = x_NI @ down.T
-        out_NO = torch.nn.functional.linear(x_NI, weight_OI, bias_O)
+        low_Nr = product(x_NI, down)
+        out_NO = linear(x_NI, weight_OI, bias_O)
         out_NO.addmm_(low_Nr, up.T, alpha=scale)
         ctx.save_for_backward(x_NI, weight_OI, down_rI, up_Or, low_Nr)
         ctx.scale, ctx.shape = scale, x.shape
@@ -81,10 +83,10 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x_NI, weight_OI, down_rI, up_Or, low_Nr = ctx.saved_tensors
         grad_NO = grad.reshape(-1, grad.shape[-1])
-        low_grad_Nr = (grad_NO @ up_Or.to(grad.dtype)).mul_(ctx.scale)
+        low_grad_Nr = product(grad_NO, up_Or.to(grad.dtype).T).mul_(ctx.scale)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_NI = grad_NO @ weight_OI
+            grad_NI = product(grad_NO, weight_OI.T)
             grad_NI.addmm_(low_grad_Nr, down_rI.to(grad.dtype))
             grad_x = grad_NI.view(ctx.shape)
         grad_down = (low_grad_Nr.T @ x_NI).to(down_rI.dtype)

@@ -24,6 +24,7 @@ from treeplay.errors import ModelError
 from treeplay.policy.attention import why_not_packable
 from treeplay.policy.draw import draw
 from treeplay.policy.lanes import Lanes, Trunk, Unexchangeable
+from treeplay.policy.matmul import quicken
 from treeplay.policy.prefix import base_of, prefix_cache, prefix_length
 from treeplay.policy.static import StaticLanes
 from treeplay.policy.trunks import Kept, Request, Row, prefill
@@ -96,6 +97,7 @@ def sample(
     1..len(path).
     """
     _check(model, requests, config)
+    quicken(model)
     reason = why_not_packable(model)
     out: list[list[Sample]] = [[] for _ in requests]
     # Alike shapes go together, so that lanes end together; a stem's requests stay together.

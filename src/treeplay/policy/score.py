@@ -17,6 +17,7 @@ from treeplay.policy.attention import tree_mask
 from treeplay.policy.head import Head, gather_logps, head_of, logps_of, without
 from treeplay.policy.kl import gather_logps_and_kl, logits_to_both
 from treeplay.policy.lora import fuse_lora
+from treeplay.policy.matmul import quicken
 from treeplay.policy.tree_blocks import FLEX_BLOCK, Tree
 
 Span = tuple[int, int]
@@ -72,6 +73,7 @@ def packed_scores(
     row_U = torch.tensor([row_of[packed.parents[slot]] for slot in unique], device=device)
     token_U = torch.tensor([packed.ids[slot] for slot in unique], device=device)
     fuse_lora(model)
+    quicken(model)
     head = head_of(model)
     theirs = None
     if opponent:
