@@ -21,7 +21,7 @@ from treeplay.report import build_report, print_table
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.importers import import_tasks
-from treeplay.tasks.importers.humaneval import CUT_REFERENCE
+from treeplay.tasks.importers.general import CUT_REFERENCE
 from treeplay.tasks.importers.mbpp import HELPERS, NO_FUNCTION, OTHER_FUNCTION
 from treeplay.tasks.task import Task
 from treeplay.tasks.validate import check_task

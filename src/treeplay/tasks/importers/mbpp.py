@@ -19,16 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from treeplay.errors import TaskError
-from treeplay.tasks.importers.humaneval import IN_ITS_NAMES, flag_reference, general_task
-from treeplay.tasks.importers.pairs import DUPLICATE
-from treeplay.tasks.importers.reading import (
-    Located,
-    find_inputs,
-    object_of,
-    read_records,
-    text_of,
-)
-from treeplay.tasks.importers.report import ImportResult, ReportLine, make_report
+from treeplay.tasks.importers.general import IN_ITS_NAMES, general_task, load_general
+from treeplay.tasks.importers.reading import Located, object_of, text_of
+from treeplay.tasks.importers.report import ImportResult, ReportLine
 from treeplay.tasks.importers.signature import parse_python
 from treeplay.tasks.task import Task, Tests
 
@@ -44,25 +37,12 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
     """Every record that can be answered, split "eval"; the reference as ``golden`` where there is
     one."""
     del max_chars  # the set has no long items
-    read = 0
-    tasks: list[Task] = []
-    lines: list[ReportLine] = []
-    seen: set[str] = set()
-    for file in find_inputs(path, PATTERNS, "MBPP's mbpp.jsonl or sanitized-mbpp.json"):
-        for located in read_records(file):
-            read += 1
-            make = _from_record if located.is_record else _from_upstream
-            task = make(located, lines)
-            if task is None:
-                continue
-            if task.id in seen:
-                lines.append(ReportLine(task.id, "dropped", DUPLICATE, located.where))
-                continue
-            seen.add(task.id)
-            tasks.append(task)
-            lines += flag_reference(task, located.where)
-    bare = sum(task.golden is None for task in tasks)
-    return make_report("mbpp", read, tasks, lines, [f"without a reference: {bare}"] if bare else [])
+    what = "MBPP's mbpp.jsonl or sanitized-mbpp.json"
+    return load_general("mbpp", path, PATTERNS, what, _task)
+
+
+def _task(located: Located, lines: list[ReportLine]) -> Task | None:
+    return (_from_record if located.is_record else _from_upstream)(located, lines)
 
 
 def _from_record(located: Located, lines: list[ReportLine]) -> Task | None:
