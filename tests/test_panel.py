@@ -105,6 +105,27 @@ def test_a_tool_that_flags_known_good_code_is_switched_off_loudly() -> None:
     assert line.startswith("rules is switched off for python: it flags known-good python")
 
 
+def test_canaries_are_sung_once_in_a_process() -> None:
+    calls: list[int] = []
+    versions = ["1"]
+    tool = replace(fake("rules", calls=calls), version=lambda: versions[-1])
+    panel_of(tool).check(["python"])
+    sung = list(calls)
+    assert sung
+    panel_of(tool).check(["python"])
+    assert calls == sung
+    versions.append("2")  # replaced in the meantime
+    panel_of(tool).check(["python"])
+    assert len(calls) == 2 * len(sung)
+    # What failed is tried again.
+    wrong = fake("rules", lambda text: True, calls=calls)
+    for _ in range(2):
+        said: list[str] = []
+        panel_of(wrong, said=said).check(["python"])
+        assert len(said) == 1
+    assert len(calls) == 4 * len(sung)
+
+
 @pytest.mark.parametrize(
     ("tool", "reason"),
     [

@@ -26,6 +26,9 @@ from treeplay.words import nearest
 
 AUTO = "auto"
 OWN_RULES = "own-rules"  # the name under which a user's Semgrep rules report
+# (tool, its version, language, sandbox) that passed its canaries in this process: the next run of
+# an experiment need not sing them again. A failure is not kept, because it may be mended meanwhile.
+_passed: set[tuple[Tool, str, str, Sandbox]] = set()
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,9 @@ class Panel:
 
     def _switched_off(self, tool: Tool, language: str) -> str:
         key = (tool.name, language)
+        mark = (tool, self.versions.get(tool.name, ""), language, self.sandbox)
+        if key not in self._off and mark in _passed:
+            self._off[key] = ""
         if key not in self._off:
             try:
                 self._off[key] = sing(tool, language, self.sandbox)
@@ -160,6 +166,8 @@ class Panel:
                 self._off[key] = f"its canary ended in {type(error).__name__}: {str(error)[:200]}"
             if self._off[key]:
                 self.tell(f"{tool.name} is switched off for {language}: {self._off[key]}")
+            else:
+                _passed.add(mark)
         return self._off[key]
 
     def _opinion(self, program: Program) -> Opinion:
