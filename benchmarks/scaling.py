@@ -7,7 +7,8 @@ From the tree of 1,024 unique tokens one axis at a time grows: the number of nod
 node, the length of a branch, to about 8,000 unique tokens; the depth (nodes on branches of nodes)
 at the same number of tokens; and the length of the golden path, where attention must grow faster
 than the tokens do. A step is one packed pass with activation checkpointing, so that 8,000 tokens
-fit into a laptop's memory (--no-checkpointing, and --budget N to split trees above N tokens).
+fit into a laptop's memory (--no-checkpointing, and --budget N to split trees above N tokens). It is
+the second of its process: the first one also waits for the system to hand out the memory.
 
 The floor: FLOPs that any implementation needs (checkpointing's second pass is not among them) at
 the rate of matrix products measured in the same run, or bytes at the measured rate of reading,
@@ -131,7 +132,7 @@ def measure(
         given.seed,
         checkpointing=not given.no_checkpointing,
     )
-    return fresh("train_step.py", spec | {"way": "packed", "steps": 1})
+    return fresh("train_step.py", spec | {"way": "packed", "before": 1, "steps": 1})
 
 
 def point(

@@ -326,6 +326,8 @@ def work(spec: dict[str, Any]) -> dict[str, Any]:
         else:
             add_gradients(few)
         optimizer.zero_grad(set_to_none=True)
+        for _ in range(spec.get("before", 0)):
+            step()
         probe.timed(step, spec["steps"])
     row = probe.row() | {"grad_norm": norms[0]}
     if way in ("packed", "sft"):
