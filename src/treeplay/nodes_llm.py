@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from treeplay.errors import ConfigError, RunError
 from treeplay.judge.cache import LineCache
 from treeplay.judge.cwe import cwe_name
 from treeplay.judge.llm import NOT_IN_KEY
-from treeplay.judge.llm_client import INSTALL, Client, Refused, installed, leaving, redacted
+from treeplay.judge.llm_client import INSTALL, Client, Refused, Warnings, installed, redacted
 from treeplay.judge.llm_config import (
     LlmConfig,
     api_key,
@@ -118,8 +117,7 @@ class Annotator:
         self._key = api_key(config)
         self._cache: LineCache[str] = LineCache(cache_path, "text", str, str)
         self._ledger = Ledger(config)
-        self._say = say or _to_stderr
-        self._said: set[str] = set()
+        self._warnings = Warnings(say)
         self._lock = threading.Lock()
         self._down = ""  # why the endpoint answers nobody
         self._redact = [re.compile(pattern) for pattern in config.redact]
@@ -132,7 +130,7 @@ class Annotator:
         """One annotation each, in order. Raises :class:`RunError` where the endpoint answers
         nobody (it cannot be reached, say); answers that came before are kept."""
         with (
-            Client(self.config, self._key) as client,
+            Client(self.config, self._key, self._ledger, self._warnings) as client,
             ThreadPoolExecutor(self.config.concurrency, thread_name_prefix="llm") as workers,
         ):
             jobs = [workers.submit(self._annotate, client, task) for task in tasks]
@@ -174,36 +172,12 @@ class Annotator:
     def _send(self, client: Client, task: Task, again: str) -> str:
         if self._down:
             raise Refused(self._down)
-        body: dict[str, Any] = {
-            "model": self.config.model,
-            "messages": messages(task, self._redact, again),
-            self.config.token_field: self.config.max_tokens,
-            "stream": False,
-        }
-        if self.config.temperature is not None:
-            body["temperature"] = self.config.temperature
-        chars = sum(len(message["content"]) for message in body["messages"])
-        if not self._ledger.reserve(chars):
-            self._once("llm: the budget is spent; the tasks left over are not annotated")
+        reply = client.ask(messages(task, self._redact, again))
+        if reply is None:
+            self._warnings.once("llm: the budget is spent; the tasks left over are not annotated")
             raise Refused("the budget is spent")
-        try:
-            self._once(leaving(self.config))
-            reply = client.ask(
-                body, self._ledger.sent, lambda: self._ledger.used(None, None, (chars, 0))
-            )
-            self._ledger.used(
-                reply.prompt_tokens, reply.completion_tokens, (chars, len(reply.text))
-            )
-        finally:
-            self._ledger.release(chars)
         # Of an answer that was cut off, the whole blocks are as good as any.
         return reply.text.rpartition("</think>")[2].strip()
-
-    def _once(self, words: str) -> None:
-        with self._lock:
-            if words and words not in self._said:
-                self._said.add(words)
-                self._say(f"warning: {words}")
 
     def _cache_key(self, task: Task) -> str:
         kept = {name: v for name, v in asdict(self.config).items() if name not in NOT_IN_KEY}
@@ -263,7 +237,3 @@ def annotation_from_json(data: dict[str, Any]) -> Annotation:
         tuple((reason, count) for reason, count in data["dropped"]),
         data["failed"],
     )
-
-
-def _to_stderr(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from treeplay.judge.cache import LineCache
 from treeplay.judge.llm_client import (
@@ -24,8 +22,8 @@ from treeplay.judge.llm_client import (
     Client,
     Refused,
     Reply,
+    Warnings,
     installed,
-    leaving,
     redacted,
 )
 from treeplay.judge.llm_config import LlmConfig, Mode, api_key, check_llm, llm_from_env_or_config
@@ -97,8 +95,7 @@ class LlmJudge:
         self._key = api_key(config)
         self._cache = LineCache(cache_path, "answer", asdict, lambda data: LlmAnswer(**data))
         self._ledger = Ledger(config)
-        self._say = say or _to_stderr
-        self._said: set[str] = set()
+        self._warnings = Warnings(say)
         self._lock = threading.Lock()
         self._mode: Mode = config.mode
         self._down = ""  # why the endpoint answers nobody
@@ -127,7 +124,10 @@ class LlmJudge:
             known.update(dict.fromkeys(todo, missing))
         elif todo:
             self._down = ""  # an endpoint that was down may be back
-            with Client(self.config, self._key) as client, self._workers() as workers:
+            with (
+                Client(self.config, self._key, self._ledger, self._warnings) as client,
+                self._workers() as workers,
+            ):
                 jobs = {
                     key: workers.submit(self._answer, client, key, program)
                     for key, program in todo.items()
@@ -178,7 +178,7 @@ class LlmJudge:
         except Refused as error:
             if error.for_all and not self._down:
                 self._down = str(error)
-                self._once(f"llm: {error}; the programs left over are not judged")
+                self._warnings.once(f"llm: {error}; the programs left over are not judged")
             return LlmFailure(str(error))
         self._cache.put(key, answer)
         return answer
@@ -210,33 +210,13 @@ class LlmJudge:
     def _send(self, client: Client, program: Program, mode: Mode, trouble: str) -> Reply:
         if self._down:
             raise Refused(self._down)
-        body: dict[str, Any] = {
-            "model": self.config.model,
-            "messages": messages(program, mode, trouble),
-            self.config.token_field: self.config.max_tokens,
-            "stream": False,
-        }
-        if self.config.temperature is not None:
-            body["temperature"] = self.config.temperature
         form = response_format(program, mode)
-        if form is not None:
-            body["response_format"] = form
-        chars = sum(len(message["content"]) for message in body["messages"])
-        if not self._ledger.reserve(chars):
-            self._once(
+        reply = client.ask(messages(program, mode, trouble), form)
+        if reply is None:
+            self._warnings.once(
                 f"llm: the budget is spent ({self._spent()}); the programs left over are not judged"
             )
             raise Refused("the budget is spent")
-        try:
-            self._once(leaving(self.config))
-            reply = client.ask(
-                body, self._ledger.sent, lambda: self._ledger.used(None, None, (chars, 0))
-            )
-            self._ledger.used(
-                reply.prompt_tokens, reply.completion_tokens, (chars, len(reply.text))
-            )
-        finally:
-            self._ledger.release(chars)
         return reply
 
     def _fall_back(self, mode: Mode, error: Refused) -> bool:
@@ -248,18 +228,11 @@ class LlmJudge:
         with self._lock:
             if self._mode == mode:
                 self._mode = FALLBACK[mode]
-                self._once(
+                self._warnings.once(
                     f"llm: {self.config.host} does not take llm.mode={mode}; asking with "
                     f"{self._mode} instead"
                 )
         return True
-
-    def _once(self, words: str) -> None:
-        """A warning is said once for a judge, before what it warns of goes on."""
-        with _SPEAKING:
-            if words and words not in self._said:
-                self._said.add(words)
-                self._say(f"warning: {words}")
 
     def _spent(self) -> str:
         usage = self.usage
@@ -280,10 +253,3 @@ class LlmJudge:
     def _cache_key(self, program: Program) -> str:
         parts = [self._settings(), program.language, list(program.cwe), program.text]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-_SPEAKING = threading.Lock()
-
-
-def _to_stderr(words: str) -> None:
-    print(words, file=sys.stderr, flush=True)

@@ -1,9 +1,11 @@
-"""One chat request to an OpenAI-compatible endpoint."""
+"""Chat requests to an OpenAI-compatible endpoint: each within the budget, counted and announced."""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -11,11 +13,31 @@ from typing import Any
 
 from treeplay.endpoint import INSTALL, Again, Endpoint, Refused, installed
 from treeplay.judge.llm_config import LlmConfig
+from treeplay.judge.llm_usage import Ledger
 
-__all__ = ["INSTALL", "Client", "Refused", "Reply", "installed", "leaving", "redacted"]
+__all__ = ["INSTALL", "Client", "Refused", "Reply", "Warnings", "installed", "redacted"]
 
 
-def leaving(config: LlmConfig) -> str:
+class Warnings:
+    """Each warning once, before what it warns of goes on. ``say`` gets them, or standard error."""
+
+    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+        self._say = say or _to_stderr
+        self._said: set[str] = set()
+        self._speaking = threading.Lock()
+
+    def once(self, words: str) -> None:
+        with self._speaking:
+            if words and words not in self._said:
+                self._said.add(words)
+                self._say(f"warning: {words}")
+
+
+def _to_stderr(words: str) -> None:
+    print(words, file=sys.stderr, flush=True)
+
+
+def _leaving(config: LlmConfig) -> str:
     """The warning that code leaves this machine; "" where it does not."""
     if config.stays_here:
         return ""
@@ -45,9 +67,13 @@ class Reply:
 
 
 class Client:
-    """Asks for chat completions; a context manager; may be used by several threads at once."""
+    """Asks for chat completions; a context manager; may be used by several threads at once.
 
-    def __init__(self, config: LlmConfig, key: str) -> None:
+    What a request takes is counted in ``ledger``; that code leaves this machine is said before.
+    """
+
+    def __init__(self, config: LlmConfig, key: str, ledger: Ledger, warnings: Warnings) -> None:
+        self._config, self._ledger, self._warnings = config, ledger, warnings
         self._endpoint = Endpoint(
             config.base_url,
             key,
@@ -68,10 +94,38 @@ class Client:
         self._endpoint.close()
 
     def ask(
-        self, body: Mapping[str, Any], sent: Callable[[], None], lost: Callable[[], None]
-    ) -> Reply:
-        """Send one request, as :meth:`treeplay.endpoint.Endpoint.ask` does."""
-        return self._endpoint.ask("/chat/completions", body, _reply, sent, lost)
+        self, messages: Sequence[Mapping[str, str]], form: Mapping[str, Any] | None = None
+    ) -> Reply | None:
+        """One request, its answer in ``form`` (a ``response_format``); None when the budget does
+        not hold it. Raises as :meth:`treeplay.endpoint.Endpoint.ask` does."""
+        config, ledger = self._config, self._ledger
+        body: dict[str, Any] = {
+            "model": config.model,
+            "messages": messages,
+            config.token_field: config.max_tokens,
+            "stream": False,
+        }
+        if config.temperature is not None:
+            body["temperature"] = config.temperature
+        if form is not None:
+            body["response_format"] = form
+        chars = sum(len(message["content"]) for message in messages)
+        if not ledger.reserve(chars):
+            return None
+        try:
+            self._warnings.once(_leaving(config))
+            reply = self._endpoint.ask(
+                "/chat/completions",
+                body,
+                _reply,
+                ledger.sent,
+                lambda: ledger.used(None, None, (chars, 0)),
+            )
+            counts = reply.prompt_tokens, reply.completion_tokens
+            ledger.used(*counts, (chars, len(reply.text)))
+        finally:
+            ledger.release(chars)
+        return reply
 
 
 def _reply(pieces: Iterator[bytes]) -> Reply:
