@@ -17,7 +17,8 @@ from writer import tasks
 
 from treeplay.cli import app
 from treeplay.config import recipe_names
-from treeplay.errors import SandboxError
+from treeplay.errors import RunError, SandboxError
+from treeplay.play import Game
 from treeplay.sandbox import check_sandbox
 from treeplay.tasks.jsonl import task_to_json, write_tasks
 from treeplay.tasks.pack import load_pack
@@ -97,6 +98,23 @@ def test_an_unknown_key(recipe: Path, tmp_path: Path) -> None:
     assert f"{recipe}:{line}: " in said
     refused(run("play", "cpu-demo", "train.epoch=2"), "did you mean 'train.epochs'")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("stage", "told"), [("train", "training"), ("contrasts", "growing")])
+def test_a_round_that_fails_is_reported_with_what_was_played(
+    stage: str, told: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Game, number: int) -> None:
+        raise RunError(f"the loss of task 'sql' is not a number in round {number}")
+
+    monkeypatch.setattr(Game, stage, broken)
+    quick = ("grow.max_tokens=2", "grow.branches=1", "eval.max_tokens=4", "contrasts.anchor=1")
+    result = run("play", recipe, *quick)
+    refused(result, "the loss of task 'sql' is not a number")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {row["player"] for row in report["rows"]} == {"base"}
+    assert report["run"]["ended"]["reason"].startswith(f"{told} failed: the loss")
+    assert "ended in round 1" in " ".join(result.output.split())
 
 
 def test_a_missing_recipe() -> None:

@@ -12,10 +12,12 @@ from tinydata import make_data
 from typer.testing import CliRunner
 
 from treeplay.cli import app
-from treeplay.config import Method
+from treeplay.config import Method, load_config
 from treeplay.experiments import runs
-from treeplay.experiments.collect import COLUMNS
+from treeplay.experiments.collect import COLUMNS, used
 from treeplay.play import Game
+from treeplay.progress import Reporter
+from treeplay.run import open_run, write_json, write_jsonl, write_text
 
 RUNNER = CliRunner()
 
@@ -29,13 +31,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def play(name: str, data: Path, writer: Path, folder: Path, *more: str) -> Any:
+    """Play an experiment; by the analysers that start no program, unless ``more`` names others."""
     return RUNNER.invoke(
         app,
         [
             *("experiment", name, "--data", str(data), "--model", str(writer)),
             *("--size", "smoke", "--seeds", "0"),
             *("--out", str(folder / "runs"), "--results", str(folder / "results")),
-            *("model.dtype=float32", "train.lora.r=4"),
+            *("model.dtype=float32", "train.lora.r=4", "judge.tools=[rules,bandit]"),
             *more,
         ],
     )
@@ -50,7 +53,7 @@ def result(folder: Path, writer: Path, name: str, arm: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["main", "unseen", "transfer", "ablation", "paper"])
 def test_two_steps_of_every_protocol(name: str, data: Path, writer: Path, tmp_path: Path) -> None:
     arms = "nodes-diff" if name == "ablation" else "tsp"
-    done = play(name, data, writer, tmp_path, "--methods", arms)
+    done = play(name, data, writer, tmp_path, "--methods", arms, "judge.tools=[auto]")
     assert done.exit_code == 0, done.output
     told = result(tmp_path, writer, name, arms)
     assert told["faults"] == []
@@ -177,3 +180,48 @@ def test_the_plan_says_what_there_is_to_do(data: Path, writer: Path, tmp_path: P
     lines = [line.split() for line in done.output.splitlines() if ", seed 0" in line]
     assert [line[0] for line in lines] == ["base,", "sft,", "spin,"]
     assert not (tmp_path / "results").exists()
+
+
+def test_every_token_that_training_took_is_counted(tmp_path: Path) -> None:
+    def tree(*branches: tuple[int, int]) -> dict[str, Any]:
+        """Branches as (node, tokens); node 1 is one of a trie of samples."""
+        nodes = [{"id": 0, "source": "probe"}, {"id": 1, "source": "trie"}]
+        return {
+            "nodes": nodes,
+            "branches": [{"node": node, "ids": [7] * count} for node, count in branches],
+        }
+
+    one = tmp_path / "round-1"
+    write_jsonl(one / "judged.jsonl", [tree((0, 3), (0, 4), (1, 50)), tree((0, 5))])
+    write_jsonl(one / "train.jsonl", [{"learnt": 100}, {"learnt": 20, "sampled": 1}])
+    assert used(tmp_path) == {"sampled": 13, "nodes": 4, "gradient": 120}
+    # Rollouts: 40 tokens, of which the first branch's 3 are among the branches.
+    write_json(one / "nodes.json", {"probe": {"sampled_tokens": 40}})
+    write_jsonl(one / "planted.jsonl", [tree((0, 3), (1, 50)), tree()])
+    assert used(tmp_path)["sampled"] == 13 + 40 - 3
+    write_json(one / "golden.json", {"sampled_tokens": 90})
+    assert used(tmp_path)["sampled"] == 50 + 90
+    # Two learning rates, of which one was kept: both took tokens, and so did their marks.
+    write_jsonl(one / "rate-0.1" / "train.jsonl", [{"learnt": 100}, {"learnt": 20, "sampled": 1}])
+    write_jsonl(one / "rate-0.2" / "train.jsonl", [{"learnt": 70}])
+    write_jsonl(tmp_path / "held" / "base.answers", [{"tokens": 2}])
+    write_jsonl(one / "rate-0.2" / "held" / "epoch-1.answers", [{"tokens": 6}])
+    assert used(tmp_path) == {"sampled": 148, "nodes": 4, "gradient": 190}
+
+
+def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "sft" / "0"
+    asked = [f"out={folder}", "method=sft"]
+    open_run(load_config(None, [*asked, "train.budget=5"]), resume=False)
+    write_text(folder / "eval" / "base.jsonl", "{}\n")
+    reporter = Reporter(quiet=True)
+    for same in (asked, [*asked, "train.budget=6", "train.beta=0.3"]):
+        kept = load_config(None, ["train.budget=5", *same])
+        runs._put_aside(folder, kept, reporter)
+        assert folder.is_dir()
+    now = load_config(None, [*asked, "train.budget=6"])
+    runs._put_aside(folder, now, reporter)
+    assert not folder.exists()
+    assert (tmp_path / "sft" / "0.old" / "eval" / "base.jsonl").is_file()
+    runs._put_aside(folder, now, reporter)  # nothing is there
+    assert open_run(now, resume=False).folder == folder

@@ -23,6 +23,7 @@ from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
 from treeplay.opponent import score_opponent
 from treeplay.play import Game
 from treeplay.play_eval import sampled_answers
+from treeplay.play_keep import best_run
 from treeplay.policy.model import Policy
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
@@ -61,6 +62,23 @@ def test_marks_by_hand() -> None:
 def test_the_earliest_of_equal_marks_is_the_best() -> None:
     marks = [Mark(n, 0.5, 0.5, score) for n, score in ((1, 0.1), (2, 0.3), (3, 0.3))]
     assert best(marks).epoch == 2
+
+
+def test_a_run_that_lost_its_ability_is_kept_where_there_is_no_other(tmp_path: Path) -> None:
+    def run(number: int, *marks: Mark) -> Keeper:
+        config = TrainConfig(keep="best", max_drop=0.1)
+        one = Keeper(tmp_path / str(number), Mark(0, 0.2, 0.9, 0.2), config, None)  # type: ignore[arg-type]
+        one.marks = {mark.epoch: mark for mark in marks}
+        return one
+
+    broken = run(0, Mark(1, 0.9, 0.5, 0.5))
+    worse = run(1, Mark(1, 0.8, 0.4, 0.3))
+    fine = run(2, Mark(1, 0.3, 0.85, 0.25), Mark(2, 0.9, 0.5, 0.5))
+    better = run(3, Mark(1, 0.4, 0.9, 0.4))
+    assert best_run([broken, fine, better]) == 2
+    assert best_run([broken, fine]) == 1
+    assert best_run([worse, broken]) == 1
+    assert best_run([better, run(4, Mark(1, 0.4, 0.9, 0.4))]) == 0
 
 
 def test_held_out_tasks_are_of_the_seed_and_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,38 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert fewer.replace("\u2212", "-") == "-20.0 [-20.0, -20.0]"
     assert line(text, "`tsp`", "2", "700")[1:] == ["2", "700", "9,000", "7", "0", "1"]
     assert "- `dpo`, seed 0 has no result: there are no pairs" in text
+
+
+def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
+    path = results / "main" / "tiny" / "tsp" / "1.json"
+    told = json.loads(path.read_text())
+    (run,) = told["runs"]
+    run["fold"] = 3
+    run["branches"] = [{"round": "round-1", "warning": "the judge flagged all"}, {"warning": ""}]
+    run["run"]["warnings"] = ["base: s@token: the judge flagged none"]
+    run["run"]["ended"] = {"round": 2, "reason": "round-1 made no mistake to learn from"}
+    told["tasks"] = told["tasks"][:1]
+    path.write_text(json.dumps(told))
+    write(results, "sft", 0, [row("a", 2, 4)])
+    write(results, "sft", 1, [row("a", 2, 4)])
+    write_page(results, page)
+    text = page.read_text()
+    for words in (
+        "round-1: the judge flagged all",
+        "base: s@token: the judge flagged none",
+        "the game ended before round 2: round-1 made no mistake to learn from",
+    ):
+        assert f"- `tsp`, seed 1, fold 3: {words}\n" in text
+    assert text.count("seed 0, fold") == 0
+    # An arm that lacks tasks (a fold of it failed) is not to be read beside the others unseen.
+    assert line(text, "`sft`, 1 of the tasks", "20.0")
+    assert line(text, "`tsp`", "45.0")
+
+
+def test_results_of_two_sizes_are_no_study(results: Path) -> None:
+    write(results, "sft", 2, [row("a", 2, 4)], size="gpu")
+    with pytest.raises(RunError, match="main/tiny has results of the sizes cpu and gpu"):
+        read_studies(results)
 
 
 def test_the_plot_is_svg_with_a_mark_for_every_rate(results: Path, page: Path) -> None:

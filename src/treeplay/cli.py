@@ -55,7 +55,12 @@ def play(
         _dry_run(recipe, overrides)
         return
     with closing(_game(recipe, overrides, resume)) as game:
-        game.play()
+        try:
+            game.play()
+        except TreeplayError:
+            if game.run.manifest.get("ended"):  # a training failed; what was evaluated is there
+                _report(game.run.folder)
+            raise
     _report(game.run.folder)
 
 

@@ -139,12 +139,16 @@ class Keeper:
         limit = self.config.max_drop
         return bool(limit) and found.able < self.base.able - limit
 
+    def able(self, one: Mark) -> bool:
+        """Whether ability has not fallen too far in the snapshot that ``one`` marks."""
+        limit = self.config.max_drop
+        return not limit or one.able >= self.base.able - limit
+
     def best(self) -> Mark:
         """The mark of the snapshot to keep: the best, or the last where ``train.keep`` is so and
         ability has not fallen too far; after an early stop, the best of those that are left."""
         marks = self._known()
-        limit = self.config.max_drop
-        fine = [one for one in marks if not limit or one.able >= self.base.able - limit]
+        fine = [one for one in marks if self.able(one)]
         if self.config.keep == "best":
             return best(fine or marks)
         return (fine or marks)[-1]

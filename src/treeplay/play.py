@@ -28,7 +28,7 @@ from treeplay.ordinary.anchors import ordinary_anchors
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
-from treeplay.play_over import doubt, end, why_over
+from treeplay.play_over import check_watched, doubt, doubts_of_answers, end, warn, why_over
 from treeplay.play_tasks import warn_of_contamination, what_fits
 from treeplay.play_train import train_player
 from treeplay.policy.model import (
@@ -80,6 +80,7 @@ class Game:
         given = config.golden.source == "reference"
         self.tasks = train_tasks(config.tasks, config.seed, given) if training else []
         self.suites = eval_suites(config.tasks)
+        check_watched(config.play, self.suites)
         self.tasks, self.held = held_suite(config, self.tasks)
         warn_of_contamination(self.tasks, self.suites, reporter.say)
         with run.timed("load"), reporter.stage("load model", 1) as meter:
@@ -283,24 +284,29 @@ class Game:
             return
         with self.policy_of(number) as policy:
             rows = scored_answers(self, policy, number)
+        for warning in doubts_of_answers(self, rows):
+            self.reporter.say(f"warning: {player}: {warning}")
+            warn(self, f"{player}: {warning}")
         write_jsonl(path, rows)
 
     def play(self) -> None:
         """All rounds, base and every player evaluated. The game ends early where there is nothing
         left to learn (:func:`treeplay.play_over.why_over`); the manifest says so.
 
-        Where a round's training fails, the players before it are evaluated all the same.
+        Where a round fails, the players before it have been evaluated, and the manifest says why.
         """
         self.evaluate(0)
         for number in range(1, self.config.rounds + 1):
-            if reason := why_over(self, number):
-                self.reporter.say(f"round {number}: {reason}; the game ends here")
-                end(self, number, reason)
-                return
+            stage = "growing"
             try:
+                if reason := why_over(self, number):
+                    self.reporter.say(f"round {number}: {reason}; the game ends here")
+                    end(self, number, reason)
+                    return
+                stage = "training"
                 self.train(number)
             except RunError as error:
-                end(self, number, f"training failed: {error}")
+                end(self, number, f"{stage} failed: {error}")
                 raise
             self.evaluate(number)
         end(self, self.config.rounds, "")

@@ -71,7 +71,7 @@ def train_and_choose(game: Game, number: int, run: Run) -> Path:
         keeper = Keeper(game.run.folder / inside / "epochs", base, settings, examine)
         run(settings, game.run.folder / inside, keeper)
         tried.append((rate, game.run.folder / inside, keeper))
-    rate, chosen, keeper = max(tried, key=lambda one: one[2].best().score)  # the first of equals
+    rate, chosen, keeper = tried[best_run([keeper for _, _, keeper in tried])]
     kept = keeper.best()
     told = {
         "base": asdict(base),
@@ -94,6 +94,13 @@ def train_and_choose(game: Game, number: int, run: Run) -> Path:
     shutil.copytree(chosen / "adapter", part)
     part.replace(final)
     return final
+
+
+def best_run(keepers: Sequence[Keeper]) -> int:
+    """Which of several runs has the player: of those whose snapshot kept its ability
+    (``train.max_drop``), if any did, the one with the highest score, the first of equals."""
+    found = [(keeper.able(keeper.best()), keeper.best().score) for keeper in keepers]
+    return found.index(max(found))
 
 
 def _held(game: Game) -> Suite:

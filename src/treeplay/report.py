@@ -310,6 +310,8 @@ def _print_opponents(report: Mapping[str, Any], console: Console) -> None:
             console.print(Text(text, style="dim"))
         if entry.get("warning"):
             console.print(Text(f"{entry['round']}: {entry['warning']}", style="yellow"))
+    for warning in report["run"].get("manifest", {}).get("warnings", ()):
+        console.print(Text(warning, style="yellow"))
     if ended := report["run"].get("ended"):
         console.print(Text(f"ended in round {ended['round']}: {ended['reason']}"))
 

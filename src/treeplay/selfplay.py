@@ -58,6 +58,11 @@ def check_play(config: PlayConfig, method: str, hard: bool) -> None:
             f"play.opponents is pool, but no opponent samples branches for method {method}; "
             "set play.opponents=last"
         )
+    if config.newest and config.opponents == "last":
+        raise ConfigError(
+            f"play.newest is {config.newest}, but play.opponents is last; set play.opponents=pool, "
+            "or leave play.newest out"
+        )
     if config.replay and method in ("sven", "grpo"):
         raise ConfigError(
             f"play.replay is {config.replay}, but method {method} learns from no contrasts; set "

@@ -20,7 +20,7 @@ from typing import Any
 from treeplay.errors import RunError
 from treeplay.metrics import Scored
 from treeplay.report import build_report, read_run
-from treeplay.run import read_jsonl, write_text
+from treeplay.run import read_json, read_jsonl, write_text
 from treeplay.tasks.select import Suite
 
 LABELS = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")
@@ -65,14 +65,18 @@ def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> di
     report = build_report(folder)
     samples = read_run(folder).samples
     last = max(one.round for one in samples) if final else 0
+    ended = report["run"]["ended"]
     if final and last == 0:
-        raise RunError(f"{folder}: no player was evaluated but the base model")
+        why = f", since {ended['reason']}" if ended else ""
+        raise RunError(f"no player was trained and evaluated{why}")
     config = report["run"]["manifest"].get("config", {})
     return {
         "fold": fold,
         "run": {
             **{key: report["run"][key] for key in ("model", "method", "seed")},
             "rounds": last,
+            "ended": ended,
+            "warnings": report["run"]["manifest"].get("warnings", []),
             "config": config,
             "versions": report["run"]["manifest"].get("versions", {}),
             "identities": report["run"]["manifest"].get("identities", {}),
@@ -92,19 +96,36 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def used(folder: Path) -> dict[str, int]:
-    """What a run's training took: ``sampled`` tokens that the opponent wrote for it, ``nodes``
-    they were sampled at, and ``gradient`` tokens: sequences through forward and backward, every
-    one counted whole, whether or not it shared a pass."""
+    """What a run's training took: ``sampled`` tokens that were written for it (branches, rollouts
+    and answers that looked for nodes and golden paths, answers that chose a snapshot), ``nodes``
+    that branches were sampled at, and ``gradient`` tokens: sequences through forward and backward,
+    every one counted whole, whether or not it shared a pass, at every learning rate tried."""
     sampled = nodes = gradient = 0
     for path in sorted(folder.glob("round-*/judged.jsonl")):
-        for tree in read_jsonl(path):
-            nodes += len(tree["nodes"])
-            sampled += sum(len(branch["ids"]) for branch in tree["branches"])
-    for path in sorted(folder.glob("round-*/train.jsonl")):
-        for row in read_jsonl(path):
+        trees = list(read_jsonl(path))
+        nodes += sum(len(tree["nodes"]) for tree in trees)
+        sampled += sum(_written(tree) for tree in trees)
+        golden, learnt = path.with_name("golden.json"), path.with_name("nodes.json")
+        if golden.is_file():
+            sampled += int(read_json(golden)["sampled_tokens"])
+        if learnt.is_file() and (probe := read_json(learnt).get("probe")):
+            # Rollouts at nodes are branches by now.
+            planted = read_jsonl(path.with_name("planted.jsonl"))
+            sampled += int(probe["sampled_tokens"]) - sum(_written(tree) for tree in planted)
+    for path in [*folder.glob("held/*.answers"), *folder.glob("round-*/rate-*/held/*.answers")]:
+        sampled += sum(int(row["tokens"]) for row in read_jsonl(path))
+    for path in sorted(folder.glob("round-*")):
+        logs = sorted(path.glob("rate-*/train.jsonl")) or [path / "train.jsonl"]
+        for row in (row for log in logs if log.is_file() for row in read_jsonl(log)):
             sampled += int(row.get("sampled", 0))
             gradient += int(row.get("learnt", 0))
     return {"sampled": sampled, "nodes": nodes, "gradient": gradient}
+
+
+def _written(tree: Mapping[str, Any]) -> int:
+    """Tokens of a tree's branches; those of a trie were counted as whole answers."""
+    at = {node["id"] for node in tree["nodes"] if node["source"] != "trie"}
+    return sum(len(branch["ids"]) for branch in tree["branches"] if branch["node"] in at)
 
 
 def write_result(path: Path, runs: Sequence[Mapping[str, Any]], told: Mapping[str, Any]) -> None:

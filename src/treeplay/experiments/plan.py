@@ -186,13 +186,33 @@ def cost(plan: Plan, cell: Cell) -> Cost:
         samples += count
         tokens += count * (suite.max_tokens or config.eval.max_tokens)
     trained = sum(facts["train"].values())
-    grown = 0
-    grows = learns_from_contrasts(config.method) and config.method not in WITHOUT_BRANCHES
-    if cell.arm != BASE and grows:
-        nodes = 1 if config.nodes.sources == ("root",) else config.nodes.per_task
-        grown = trained * nodes * config.grow.branches * config.grow.max_tokens * config.rounds
+    grown = 0 if cell.arm == BASE else trained * _task_tokens(config) * config.rounds
+    if cell.arm != BASE and config.method == "grpo" and config.grpo.budget:
+        grown = config.grpo.budget * config.rounds
     learnt = 0 if cell.arm == BASE else (config.train.budget or None)
     return Cost(samples, tokens, grown, learnt)
+
+
+def _task_tokens(config: Config) -> int:
+    """Tokens that are sampled for a training task in a round, at most."""
+    if config.method == "grpo":
+        return config.train.epochs * config.grpo.generations * config.grpo.max_tokens
+    golden, grow, probe = config.golden, config.grow, config.nodes.probe
+    tokens = 0
+    if config.golden.source != "reference":
+        mends = golden.attempts * golden.mends if golden.source == "repair" else 0
+        tokens += (golden.samples + mends) * golden.max_tokens
+    if not learns_from_contrasts(config.method) or config.method in WITHOUT_BRANCHES:
+        return tokens
+    nodes = 1 if config.nodes.sources == ("root",) else config.nodes.per_task
+    if "probe" in config.nodes.sources:
+        tokens += probe.states * probe.rollouts * grow.max_tokens
+    # Each branch may have a node of its own on the next level.
+    rows, level = 0, 1
+    for _ in range(grow.depth):
+        level *= grow.branches
+        rows += level
+    return tokens + nodes * rows * grow.max_tokens
 
 
 def lines(plan: Plan) -> list[str]:

@@ -145,7 +145,7 @@ def rate(row: Mapping[str, Any] | None, measure: str) -> float:
 
 def read_studies(folder: Path) -> list[Study]:
     """Every protocol and model under ``folder``. Raises :class:`RunError` for a file that cannot
-    be read or is no result, and where there is none."""
+    be read or is no result, where there is none, and where results of two sizes lie together."""
     found: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for path in sorted(folder.glob("*/*/*/*.json")):
         data = read_json(path)
@@ -161,6 +161,12 @@ def read_studies(folder: Path) -> list[Study]:
 
 
 def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
+    sizes = sorted({data["size"] for data in results})
+    if len(sizes) > 1:  # other tasks, other numbers of samples: no mean over them means anything
+        raise RunError(
+            f"{protocol}/{model} has results of the sizes {' and '.join(sizes)}; keep each size "
+            "in a folder of its own (--results)"
+        )
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
     told: dict[str, dict[int, dict[str, Any]]] = {}
     for data in results:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from treeplay.config import to_dict
+from treeplay.config import Config, differing_keys, to_dict
 from treeplay.contrasts import Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.collect import collect, without_paths, write_result
@@ -28,6 +28,10 @@ from treeplay.play_train import learns_from_contrasts
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, write_json, write_text
 
+# What an arm is given of the reference's tokens.
+BUDGETS = ("train.budget", "grow.branches", "grpo.budget")
+# A round's trees, and the counts of what it took to find their nodes and golden paths.
+TREES = ("round-1/golden.json", "round-1/nodes.json", "round-1/planted.jsonl")
 # Sections that decide how the base model answers, and those that decide how trees grow.
 EVALUATED = ("seed", "model", "judge", "eval")
 GROWN = ("seed", "model", "judge", "nodes", "grow", "golden")
@@ -110,6 +114,7 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
         raise TaskError(f"fold {cell.fold} has no task to evaluate")
     budget = _budget(plan, cell)
     config = plan.config(cell, budget)
+    _put_aside(cell.folder, config, reporter)
     run = open_run(config, resume=(cell.folder / "manifest.json").is_file())
     training = cell.arm != BASE
     with closing(Game(run, reporter, training=training)) as game:
@@ -123,6 +128,19 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
             game.play()
         found = collect(cell.folder, game.suites, cell.fold, final=training)
     return {**found, "budget": list(budget)}
+
+
+def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
+    """Move a run away that was begun before the tokens of the reference were known; it has no
+    result, and could not go on."""
+    old = _config(folder)
+    keys = differing_keys(old, to_dict(config)) if old is not None else []
+    if not keys or not set(keys) <= set(BUDGETS):
+        return
+    aside = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    reporter.say(f"{folder} was begun with another {', '.join(keys)}; it is {aside.name} now")
 
 
 def _look_for_faults(game: Game) -> None:
@@ -208,6 +226,8 @@ def _borrow_trees(plan: Plan, cell: Cell, game: Game) -> None:
             and old["tasks"] == now["tasks"]
             and _borrow(source, game, "round-1/judged.jsonl")
         ):
+            for name in TREES:
+                _borrow(source, game, name)
             return
 
 
