@@ -3,7 +3,8 @@
 Trees are planted for real, so nodes from the data are counted exactly, and the model's speed is
 measured here and now. What cannot be known yet is taken at its upper bound: how early answers end,
 how many nodes the opponent or a language model will show (source ``probe`` and ``llm``), how long
-golden paths of the opponent's own will be.
+golden paths of the opponent's own will be. How many answers fit into a budget of sampled tokens
+(method ``grpo``) is worked out from the longest ones.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
+from treeplay.contrasts import NEEDS_VULNERABLE
 from treeplay.grow import plant
+from treeplay.grpo import Course
 from treeplay.nodes import LEARNT
+from treeplay.ordinary.anchors import ordinary_anchors
 from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.policy.model import encode_path
 from treeplay.policy.sample import Request, Row, SampleConfig, Sampler, sample
+from treeplay.tasks.task import Task
 
 JUDGED_PER_SECOND = 8.0  # programs, two workers, between C (4) and Python (19)
 
@@ -50,35 +56,32 @@ class Estimate:
         ]
 
 
+@dataclass(frozen=True)
+class _Training:
+    """What the rounds take before the evaluation. ``sampled`` tokens, ``judged`` programs, and
+    ``learnt`` tokens through forward and backward."""
+
+    nodes: int
+    sampled: int
+    judged: int
+    learnt: int
+
+
 def estimate(game: Game) -> Estimate:
     """Plant the trees of ``game``, time a short batch of sampling, and add everything up."""
     config = game.config
-    room = config.grow.max_tokens
-    trees = [plant(game.policy, task, config.nodes, room) for task in game.tasks]
-    own = len(trees) if config.golden.source != "reference" else 0
-    later = bool(own) or any(source in LEARNT for source in config.nodes.sources)
-    nodes = len(trees) * config.nodes.per_task if later else sum(len(t.nodes) for t in trees)
-    suite_tasks = sum(len(suite.tasks) for suite in game.suites)
-    with_branches = config.method not in WITHOUT_BRANCHES
-    branches = nodes * config.grow.branches * config.grow.depth if with_branches else 0
-    probe = config.nodes.probe
-    probing = with_branches and "probe" in config.nodes.sources
-    rollouts = len(trees) * probe.states * probe.rollouts if probing else 0
-    grow_tokens = (branches + rollouts) * config.grow.max_tokens * config.rounds
-    golden = config.golden
-    answers = own * golden.samples
-    if own and golden.source == "repair":
-        answers += own * golden.attempts * golden.mends
-    grow_tokens += answers * golden.max_tokens * config.rounds
-    paths = sum(len(tree.prompt_ids) + len(tree.golden_ids) for tree in trees)
-    paths += own * (1 + golden.samples) * golden.max_tokens  # golden paths, and the trie
-    once = paths + branches * config.grow.max_tokens
-    train_tokens = (config.train.budget or once * config.train.epochs) * config.rounds
-    samples = suite_tasks * config.eval.samples * (config.rounds + 1)
-    eval_tokens = samples * config.eval.max_tokens
-    sampled = answers + rollouts
-    sampled += 0 if config.method in UNJUDGED else branches
-    judged = samples + sampled * config.rounds
+    players = config.rounds + 1
+    suite_tasks = samples = eval_tokens = 0
+    for suite in game.suites:
+        answers = len(suite.tasks) * (suite.samples or config.eval.samples) * players
+        suite_tasks += len(suite.tasks)
+        samples += answers
+        eval_tokens += answers * (suite.max_tokens or config.eval.max_tokens)
+    training = _rewards(game) if config.method == "grpo" else _contrasts(game)
+    held = _held_out(game, training.learnt)
+    samples += held
+    eval_tokens += held * config.eval.max_tokens
+    judged = samples + training.judged
 
     speed = _speed(game, partial(sample, game.policy.model))
     sampling = _speed(game, game.policy.sampler) if game.policy.sampler else speed
@@ -87,23 +90,109 @@ def estimate(game: Game) -> Estimate:
     layers = getattr(game.policy.model.config, "num_hidden_layers", 24)
     # Activations kept for the backward pass: about 34 values a token, layer and hidden unit.
     activations = 34 * 4 * min(config.train.max_tokens, 1024) * layers * width / 1e6
+    # The player of grpo changes at every step, so it samples here.
+    grown = speed if config.method == "grpo" else sampling
     seconds = (
-        (grow_tokens + eval_tokens) / sampling
-        + train_tokens * 3 / (4 * speed)  # backward doubles the work, packing saves dispatch
+        training.sampled / grown
+        + eval_tokens / sampling
+        + training.learnt * 3 / (4 * speed)  # backward doubles the work, packing saves dispatch
         + judged / JUDGED_PER_SECOND
     )
     return Estimate(
-        len(trees),
+        len(game.tasks),
         suite_tasks,
-        nodes,
-        grow_tokens,
+        training.nodes,
+        training.sampled,
         judged,
-        train_tokens,
+        training.learnt,
         eval_tokens,
         sampling,
         seconds,
         size + activations + 700,
     )
+
+
+def _contrasts(game: Game) -> _Training:
+    """Golden paths, probing, branches, and learning from contrasts or (sven) from pairs."""
+    config = game.config
+    own = config.golden.source != "reference"
+    paths = [_paths(game, task, own) for task in game.tasks]
+    with_branches = config.method not in WITHOUT_BRANCHES
+    nodes = 0
+    if with_branches:
+        later = own or any(source in LEARNT for source in config.nodes.sources)
+        nodes = len(paths) * config.nodes.per_task if later else _nodes(game)
+    branches = nodes * config.grow.branches * config.grow.depth
+    probe = config.nodes.probe
+    probing = with_branches and "probe" in config.nodes.sources
+    rollouts = len(paths) * probe.states * probe.rollouts if probing else 0
+    golden = config.golden
+    answers = len(paths) * golden.samples if own else 0
+    if golden.source == "repair":
+        answers += len(paths) * golden.attempts * golden.mends
+    sampled = (branches + rollouts) * config.grow.max_tokens + answers * golden.max_tokens
+    judged = answers + rollouts + (0 if config.method in UNJUDGED else branches)
+
+    once = sum(map(sum, paths)) + branches * config.grow.max_tokens
+    if config.contrasts.ordinary and config.method != "sven":
+        seed, spoken = config.seed * 1000 + 1, config.tasks.languages
+        texts = ordinary_anchors(game.policy, config.contrasts, seed, spoken)
+        once += sum(len(one.prefix) + len(one.chosen) for one in texts)
+    if config.rounds > 1:  # pairs of rounds before
+        once = round(once / (1 - config.play.replay))
+    learnt = config.train.budget or once * config.train.epochs
+    if config.method == "sven":  # a gradient token counts for each of two prefixes
+        learnt = (config.train.budget // 2 or once * config.train.epochs) * 3
+    learnt *= max(1, len(config.train.rates))
+    rounds = config.rounds
+    return _Training(nodes, sampled * rounds, judged * rounds, learnt * rounds)
+
+
+def _paths(game: Game, task: Task, own: bool) -> list[int]:
+    """Tokens of the sequences that one task gives beside its branches."""
+    config, policy = game.config, game.policy
+    if own:  # a golden path and the samples of the trie
+        prompt = len(encode_path(policy, task).ids)
+        return [prompt, (1 + config.golden.samples) * config.golden.max_tokens]
+    golden = len(encode_path(policy, task, task.golden or "").ids)
+    if config.method not in NEEDS_VULNERABLE or task.vulnerable is None:
+        return [golden]
+    return [golden, len(encode_path(policy, task, task.vulnerable).ids)]
+
+
+def _nodes(game: Game) -> int:
+    room = game.config.grow.max_tokens
+    trees = (plant(game.policy, task, game.config.nodes, room) for task in game.tasks)
+    return sum(len(tree.nodes) for tree in trees)
+
+
+def _rewards(game: Game) -> _Training:
+    """The answers of grpo. With a budget of sampled tokens their number depends on their length;
+    they are taken at their longest."""
+    config = game.config
+    longest = config.grpo.max_tokens
+    course = Course(config.grpo, config.train, len(game.tasks))
+    limits = [limit for _, limit in course.spent]
+    answers = course.steps * course.answers
+    if limits:  # the last step is finished
+        answers = -(-min(limits) // (longest * course.answers)) * course.answers
+    prompts = [len(encode_path(game.policy, task).ids) for task in game.tasks]
+    prompt = max(prompts, default=0)
+    learnt = answers * (prompt + longest)
+    rounds = config.rounds
+    return _Training(0, answers * longest * rounds, answers * rounds, learnt * rounds)
+
+
+def _held_out(game: Game, learnt: int) -> int:
+    """Answers to held-out tasks: of the base model, and of every snapshot of every round."""
+    if game.held is None:
+        return 0
+    train, rounds = game.config.train, game.config.rounds
+    tries = max(1, len(train.rates)) * rounds
+    golden = sum(len(encode_path(game.policy, t, t.golden or "").ids) for t in game.tasks)
+    # With a budget, epochs are as many as it lasts for: at most so many of golden answers alone.
+    epochs = -(-learnt // (tries * max(1, golden))) if train.budget else train.epochs
+    return len(game.held.tasks) * train.keep_samples * (1 + tries * epochs)
 
 
 def _speed(game: Game, draw: Sampler) -> float:
