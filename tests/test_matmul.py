@@ -10,8 +10,11 @@ from conftest import tiny_llama
 from test_groups import CONFIG, adapted, gradient, policy_of, same, trees
 
 from treeplay.groups import make_groups
+from treeplay.lora import with_adapter
 from treeplay.opponent import score_opponent
 from treeplay.policy import matmul
+from treeplay.policy.head import head_of
+from treeplay.policy.lora import FusedLoraLinear, fuse_lora
 from treeplay.policy.matmul import FastLinear, add_product, linear, product, quicken
 from treeplay.policy.sample import Request, Row, SampleConfig, sample
 from treeplay.policy.score import packed_logps
@@ -111,3 +114,14 @@ def test_log_probs_gradients_and_samples_are_the_same(calls: list[int]) -> None:
     torch.testing.assert_close(with_it[0], without[0], rtol=1e-5, atol=1e-5)
     same(with_it[1], without[1])
     assert with_it[2] == without[2]
+
+
+def test_a_fast_model_takes_an_adapter(calls: list[int]) -> None:
+    base = tiny_llama()
+    quicken(base)
+    model = with_adapter(base, CONFIG.lora, None)
+    fuse_lora(model)
+    assert any(isinstance(module, FusedLoraLinear) for module in model.modules())
+    assert head_of(model) is not None
+    assert model.unload() is base
+    assert set(base.state_dict()) == set(tiny_llama().state_dict())
