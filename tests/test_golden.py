@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path as File
@@ -13,6 +15,7 @@ import yaml
 from writer import tasks
 
 from treeplay.config import load_config
+from treeplay.contrasts import ContrastConfig, Weights, tsp
 from treeplay.errors import ConfigError, RunError
 from treeplay.golden import mended_path, request, rooted
 from treeplay.grow import grow as really_grow
@@ -26,8 +29,9 @@ from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.jsonl import write_tasks
 from treeplay.tasks.task import Task, make_task
-from treeplay.tree import Branch, Node, Tree, tree_from_json
+from treeplay.tree import Branch, Node, Tree, tree_from_json, tree_to_json
 from treeplay.trie import Path, accepted, mistake, nearest, path_of, shared, trie, vulnerable
+from treeplay.values import through
 from treeplay.view.explorer import SHOWS, explore
 
 PROMPT = (7, 8)
@@ -84,13 +88,17 @@ def test_where_samples_part_is_a_node() -> None:
     assert tree.prefix(late) == (7, 8, 1, 2, 7, 1)
     at_late = {b.ids: b.verdict.label for b in tree.branches if b.node == late.id and b.verdict}
     assert at_late == {(1,): "secure", (2,): "vulnerable"}
+    # Judged samples that came by, and the vulnerable ones of them: also those that went on.
+    assert (first.passed, late.passed) == ((5, 2), (2, 1))
+    assert (first.stayed, late.stayed) == ((2, 0), (1, 0))
+    assert tree_from_json(json.loads(json.dumps(tree_to_json(tree)))) == tree
 
 
 def test_the_trie_spells_its_samples() -> None:
     """Whatever was sampled: paths of branches are samples, to the token and to the log-prob; every
     vulnerable sample is there once, and parts from the accepted one that it keeps to longest."""
     labels: tuple[Label, ...] = ("secure", "vulnerable", "vulnerable", "invalid", "inert")
-    seen = deep = 0
+    seen = deep = followed = 0
     for seed in range(300):
         draw = random.Random(seed)
         count = draw.randint(2, 14)
@@ -164,6 +172,18 @@ def test_the_trie_spells_its_samples() -> None:
             deep += node.branch is not None
             here = [b for b in tree.branches if b.node == node.id]
             assert here
+            state = tree.prefix(node)[len(PROMPT) :]
+            by = [b for b in samples.branches if b.ids[: len(state)] == state]
+            labelled = sum(vulnerable(b) or accepted(b) for b in by)
+            assert node.passed == (labelled, sum(map(vulnerable, by)))
+            path = tree.path(node.branch)[len(PROMPT) :]
+            cut = any(path[: len(b.ids)] == b.ids != path for b in by)
+            if len(path) >= len(state) + 2 and not cut:
+                kept = [b for b in by if b.ids[: len(state) + 2] == path[: len(state) + 2]]
+                went_on = through(tree, node, node.position + 2)
+                assert went_on.vulnerable == sum(map(vulnerable, kept))
+                assert went_on.judged >= sum(vulnerable(b) or accepted(b) for b in kept)
+                followed += went_on.vulnerable > 0
             if node.branch is not None:
                 # The path's own rest is there to be preferred; a mistake is there or further down.
                 assert "secure" in {b.verdict.label for b in here if b.verdict}
@@ -175,6 +195,46 @@ def test_the_trie_spells_its_samples() -> None:
                 assert below
     assert seen > 100
     assert deep > 20
+    assert followed > 20
+
+
+def test_a_trie_s_weights_are_of_all_samples_that_passed() -> None:
+    """Ten samples; one mistake at the first token, another further down the golden path."""
+    text = "\n    return 1\n"
+    task = make_task(id="t", language="python", cwe=("CWE-89",), prompt="def f():", golden=text)
+    golden = [ord(letter) - 97 for letter in text]
+
+    def leaving(number: int, place: int, token: int, label: Label) -> Branch:
+        return branch(number, [*golden[:place], token, *golden[place + 1 :]], label)
+
+    samples = sampled(
+        *(branch(number, golden, "secure") for number in range(7)),
+        leaving(7, 5, 1, "vulnerable"),
+        leaving(8, 5, 2, "secure"),
+        leaving(9, 9, 1, "vulnerable"),
+    )
+    tree = trie(samples, path_of(samples.branches[0]))
+    assert [node.passed for node in tree.nodes] == [(10, 2), (8, 1)]
+    policy: Any = None  # is not asked
+    kinds: tuple[Weights, ...] = ("rate", "value")
+    drawn = {
+        weights: {
+            (c.node, c.chosen == tree.golden_ids[5 + 4 * c.node :][: len(c.chosen)]): c.weight
+            for c in tsp(policy, task, tree, ContrastConfig(weights=weights), Counter())
+        }
+        for weights in kinds
+    }
+    # The secure sibling is met once, as is the golden answer; at the second node there is none.
+    assert drawn["rate"] == {(0, True): 0.2, (0, False): 0.2, (1, True): 0.125}
+    # Eight kept to the golden path at first, of whom one went wrong within the same statement.
+    certain = 1 / (1 / 10 + 1 / 7)
+    later = 1 / (1 / 8 + 1 / 7)
+    sibling = 1 / (1 / 10 + 1)
+    assert drawn["value"] == {
+        (0, True): pytest.approx(0.2 * certain / (certain + 1)),
+        (0, False): pytest.approx(0.2 * sibling / (sibling + 1)),
+        (1, True): pytest.approx(0.125 * later / (later + 1)),
+    }
 
 
 def test_the_golden_path_ends_where_the_answer_does() -> None:
@@ -472,9 +532,11 @@ def test_no_accepted_answer_at_all_is_said(bare_writer: File, tmp_path: File) ->
     data = settings(bare_writer)
     data["golden"]["max_tokens"] = 3
     one = game(tmp_path, data, "run")
-    with pytest.raises(RunError, match=r"accept none of 24 answers of base to 3 .*golden\.samples"):
+    told = r"accept none of 24 answers of base to 3 training tasks \(\d+ \w+.*\); .*golden\.samples"
+    with pytest.raises(RunError, match=told):
         one.grow(1)
     one.close()
+    assert read_json(tmp_path / "run/round-1/golden.json")["accepted"] == 0
 
 
 def test_settings_out_of_range(tmp_path: File) -> None:

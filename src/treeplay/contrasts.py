@@ -144,8 +144,8 @@ def tsp(
         if not chosen or not rejected:
             continue
         judged = [b for b in here if b.verdict and b.verdict.label in ("secure", "vulnerable")]
-        rate = sum(bad.values()) / max(1, len(judged))
-        weight = rate if config.weights == "rate" else 1.0
+        found, wrong = node.passed or (len(judged), sum(bad.values()))
+        weight = wrong / max(1, found) if config.weights == "rate" else 1.0
         prefix = tree.prefix(node)
         partner = cycle(chosen)
         new = [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]

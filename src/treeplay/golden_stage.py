@@ -8,6 +8,7 @@ golden.json             what was counted
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -68,8 +69,8 @@ def own_goldens(game: Game, policy: Policy, number: int) -> list[Own]:
     ]
     counts["accepted"] = sum(own.golden is not None for own in owns)
     counts["mended"] = sum(own.golden is not None and own.mended for own in owns)
-    _tell(game, number, counts)
     write_json(game.run.path(game.player(number), "golden.json"), counts)
+    _tell(game, number, counts, owns)
     write_jsonl(final, [own_to_json(own) for own in owns])
     return owns
 
@@ -85,13 +86,17 @@ def own_trees(game: Game, policy: Policy, number: int, with_trie: bool) -> list[
     return [tree for tree in planted if tree is not None]
 
 
-def _tell(game: Game, number: int, counts: dict[str, int]) -> None:
+def _tell(game: Game, number: int, counts: dict[str, int], owns: Sequence[Own]) -> None:
     left = counts["tasks"] - counts["accepted"]
     if not counts["accepted"]:
+        labels = Counter(b.verdict.label for o in owns for b in o.samples.branches if b.verdict)
+        told = [f"{count} {label}" for label, count in labels.most_common()]
+        told += [f"{counts['repairs']} repairs"] if counts.get("repairs") else []
         raise RunError(
             f"{game.player(number)}: judge and tests accept none of {counts['samples']} answers of "
-            f"{game.player(number - 1)} to {counts['tasks']} training tasks; raise golden.samples "
-            "or golden.max_tokens, take a stronger model, or set golden.source=reference"
+            f"{game.player(number - 1)} to {counts['tasks']} training tasks ({', '.join(told)}); "
+            "raise golden.samples or golden.max_tokens, take a stronger model, or set "
+            "golden.source=reference"
         )
     if left:
         game.reporter.say(

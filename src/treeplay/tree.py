@@ -23,7 +23,9 @@ class Node:
     ``branch`` is the id of the branch the node sits on, ``None`` for the golden path. ``position``
     counts tokens of that path from its very beginning; ``offset`` is the character offset of the
     first token behind the node. ``source`` says who put it there (``late``: a branch went wrong
-    later than in its first statement).
+    later than in its first statement). ``passed``, of a trie's node: of the samples that came by,
+    how many were judged (secure or vulnerable), and how many of these vulnerable; ``stayed``: the
+    same of those that took the next token of the node's own path.
     """
 
     id: int
@@ -32,6 +34,8 @@ class Node:
     offset: int
     source: Source
     cwe: str | None
+    passed: tuple[int, int] | None = None
+    stayed: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,17 +105,27 @@ class Tree:
         return self.prefix(self.nodes[leaf.node]) + leaf.ids
 
 
+_OF_TRIES = {"passed", "stayed"}  # fields that other nodes do not have
+
+
 def tree_to_json(tree: Tree) -> dict[str, Any]:
     """The one on-disk form of a tree (a line of ``trees.jsonl``)."""
     data = asdict(tree)
+    data["nodes"] = [{k: v for k, v in n.items() if k not in _OF_TRIES or v} for n in data["nodes"]]
     for branch, row in zip(tree.branches, data["branches"], strict=True):
         row["verdict"] = verdict_to_json(branch.verdict) if branch.verdict else None
         row["logps"] = [round(logp, 6) for logp in branch.logps]
     return data
 
 
+def _node_from_json(data: dict[str, Any]) -> Node:
+    for key in _OF_TRIES & data.keys():
+        data = data | {key: tuple(data[key])}
+    return Node(**data)
+
+
 def tree_from_json(data: dict[str, Any]) -> Tree:
-    nodes = tuple(Node(**node) for node in data["nodes"])
+    nodes = tuple(_node_from_json(node) for node in data["nodes"])
     branches = tuple(
         Branch(
             **{

@@ -35,6 +35,13 @@ def vulnerable(branch: Branch) -> bool:
     return branch.verdict is not None and branch.verdict.label == "vulnerable"
 
 
+def _judged(samples: Sequence[Branch]) -> tuple[int, int]:
+    """How many were found secure or vulnerable, and how many vulnerable."""
+    labels = [sample.verdict.label for sample in samples if sample.verdict]
+    bad = labels.count("vulnerable")
+    return bad + labels.count("secure"), bad
+
+
 def shared(one: Sequence[int], other: Sequence[int]) -> int:
     """How many tokens two sequences have in common from their beginning."""
     pairs = enumerate(zip(one, other, strict=False))
@@ -148,7 +155,13 @@ class _Trie:
                 continue
             found = bad[0].verdict.findings if bad[0].verdict else ()
             cwe = found[0].cwe if found else None
-            node = Node(len(self.nodes), trunk, self.prompt + at, starts[at], "trie", cwe)
+            every = [*samples, leader] if leader else samples
+            passed, stayed = (
+                _judged([sample for sample in every if shared(ids, sample.ids) >= least])
+                for least in (at, at + 1)
+            )
+            number, position = len(self.nodes), self.prompt + at
+            node = Node(number, trunk, position, starts[at], "trie", cwe, passed, stayed)
             self.nodes.append(node)
             if leader is not None:
                 self.branch(node, leader, at)

@@ -3,10 +3,12 @@
     w = max(0, V(s) - V(s + a)) * n / (n + prior),    1/n = 1/n_s + 1/n_a,    cut to at most 1
 
 ``s`` is a node, ``a`` the chosen continuation. V(s) is the share of the node's n_s judged rollouts
-(secure or vulnerable) that end vulnerable. V(s + a) is the same share of the n_a rollouts known to
-pass through ``a``: those of the node that begin with its tokens and, where ``a`` is golden, those
-from the state right behind it, if that is a node or was probed. For a golden ``a`` without any, the
-golden path itself stands in as one secure rollout; a secure branch is one rollout of its own. Where
+(secure or vulnerable; of a trie's node all samples that passed it) that end vulnerable. V(s + a) is
+the same share of the n_a rollouts known to pass through ``a``: those of the node that begin with
+its tokens and, where ``a`` is golden, those from the state right behind it, if that is a node or
+was probed; in a trie, the samples that kept to ``a`` (:func:`through`). For a golden ``a`` without
+any, the golden path itself stands in as one secure rollout; a secure branch is one rollout of its
+own. Where
 nothing is left to chance behind ``a`` (a grafted branch, or an extent up to the answer's end),
 V(s + a) is 0 and 1/n_a is 0.
 
@@ -42,6 +44,13 @@ def share_of(branches: Sequence[Branch]) -> Share:
     return Share(bad + labels.count("secure"), bad)
 
 
+def share_at(tree: Tree, node: Node) -> Share:
+    """Of the rollouts from a node, or of the samples that passed a trie's."""
+    if node.passed is not None:
+        return Share(*node.passed)
+    return share_of([branch for branch in tree.branches if branch.node == node.id])
+
+
 def drop(state: Share, after: Share | None, prior: float) -> float:
     """The weight above, in 0..1; ``after`` is None where nothing behind the choice is left to
     chance. 0 where nothing was judged."""
@@ -61,11 +70,27 @@ def value_of_choice(
     here = [branch for branch in tree.branches if branch.node == node.id]
     grafted = node.branch is None and any(branch.completion == "graft" for branch in here)
     if full or grafted:
-        return drop(share_of(here), None, prior)
-    after = share_of([branch for branch in here if branch.ids[: len(chosen)] == chosen])
-    if chosen == golden:
-        after += _behind(tree, node, node.position + len(chosen))
-    return drop(share_of(here), after if after.judged else Share(1, 0), prior)
+        return drop(share_at(tree, node), None, prior)
+    position = node.position + len(chosen)
+    if node.passed is not None and tree.path(node.branch)[node.position : position] == chosen:
+        after = through(tree, node, position)
+    else:
+        after = share_of([branch for branch in here if branch.ids[: len(chosen)] == chosen])
+        if chosen == golden:
+            after += _behind(tree, node, position)
+    return drop(share_at(tree, node), after if after.judged else Share(1, 0), prior)
+
+
+def through(tree: Tree, node: Node, position: int) -> Share:
+    """Of the samples that passed a trie's ``node``, those that keep to its path up to token
+    ``position``. Secure ones that leave where no vulnerable one does are not told from these."""
+    before = [
+        other
+        for other in tree.nodes
+        if other.branch == node.branch and other.stayed and other.position < position
+    ]
+    last = max(before, key=lambda other: other.position)
+    return Share(*(last.stayed or ()))
 
 
 def _behind(tree: Tree, node: Node, position: int) -> Share:
@@ -83,5 +108,5 @@ def _behind(tree: Tree, node: Node, position: int) -> Share:
         on_path = other.branch is None and other.position >= position
         if on_path and not tree.golden[begin : other.offset].strip():
             # A node's branches hold the rollouts that it was probed with.
-            found[other.position] = share_of([b for b in tree.branches if b.node == other.id])
+            found[other.position] = share_at(tree, other)
     return found[min(found)] if found else Share()
