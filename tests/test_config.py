@@ -65,6 +65,7 @@ LEAVES = list(leaves())
 # Settings that are refused without another one.
 NEEDS = {
     "contrasts.extent": ["grow.completion=model"],  # whole extents need whole branches
+    "grow.depth": ["grow.completion=model"],  # as do late mistakes
     "play.watch": ["play.patience=1"],
     "play.patience": ["play.watch=starter"],
     "train.keep": ["tasks.hold_out=0.1"],
@@ -99,6 +100,13 @@ def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path:
 def test_whole_extents_of_grafted_branches_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"grow\.completion is graft"):
         load_config(None, ["contrasts.extent=full"])
+
+
+def test_late_mistakes_of_grafted_branches_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"grow\.depth is 2, but grow\.completion is graft"):
+        load_config(None, ["grow.depth=2"])
+    # The opponent's own samples are whole, whatever is sampled beside them.
+    assert load_config(None, ["grow.depth=2", "golden.source=self"]).grow.depth == 2
 
 
 @pytest.mark.parametrize("key", [key for key, _, _ in LEAVES])

@@ -113,6 +113,13 @@ def _check_branches(config: Config) -> None:
             "contrasts.extent is full, but grow.completion is graft, whose branches are one "
             "statement long; set grow.completion=model or contrasts.extent=local"
         )
+    grafted = config.grow.completion == "graft" and config.golden.source == "reference"
+    if config.grow.depth > 1 and grafted:
+        raise ConfigError(
+            f"grow.depth is {config.grow.depth}, but grow.completion is graft, whose branches are "
+            "one statement long and cannot go wrong later; set grow.completion=model or "
+            "grow.depth=1"
+        )
     if config.grow.adaptive and config.method in ("tsp-paper", "spin"):
         raise ConfigError(
             f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "

@@ -307,7 +307,8 @@ def _encode_tail(policy: Policy, text: str) -> tuple[list[int], list[int]]:
 def decode(policy: Policy, ids: tuple[int, ...] | list[int]) -> str:
     """The text of sampled ids, end marks left out."""
     lead, length = _lead_in(policy.tokenizer)
-    kept = [token for token in ids if token not in policy.stop_ids]
+    stops = policy.stop_ids
+    kept = [token for token in ids if token not in stops]
     text: str = policy.tokenizer.decode([*lead, *kept], clean_up_tokenization_spaces=False)
     return text[length:]
 
