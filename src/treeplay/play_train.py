@@ -7,7 +7,8 @@ rewards, say) has an entry in :data:`TRAINERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,18 +23,28 @@ if TYPE_CHECKING:
 
 # trainer(game, round) -> the adapter's folder
 Trainer = Callable[["Game", int], Path]
+# told(step, steps, the step's figures)
+Told = Callable[[int, int, dict[str, float]], None]
+
+
+@contextmanager
+def _stage(game: Game, where: str, figure: str) -> Iterator[Told]:
+    """The training stage of ``where``, timed and shown; ``figure`` is shown beside each step."""
+    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
+
+        def told(step: int, steps: int, row: dict[str, float]) -> None:
+            meter.reach(step, steps)
+            meter.tokens(int(row["tokens"]))
+            meter.note(f"{meter.rate()}  {figure} {row.get(figure, 0.0):.3f}")
+
+        yield told
 
 
 def train_contrasts(game: Game, number: int) -> Path:
     """Train on the contrasts of round ``number``, from the player before it."""
     contrasts = game.lesson(number)
     where = game.player(number)
-    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
-
-        def done(step: int, steps: int, row: dict[str, float]) -> None:
-            meter.reach(step, steps)
-            meter.tokens(int(row["tokens"]))
-            meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
+    with _stage(game, where, "loss") as told:
 
         def run(config: TrainConfig, folder: Path, keeper: Keeper | None) -> Path:
             return train(
@@ -43,7 +54,7 @@ def train_contrasts(game: Game, number: int) -> Path:
                 game.config.seed * 1000 + number,
                 folder,
                 game.adapter(number - 1) if number > 1 else None,
-                done,
+                told,
                 keeper,
             )
 
@@ -57,13 +68,7 @@ def train_rewards(game: Game, number: int) -> Path:
     where = game.player(number)
     if game.server:
         game.reporter.say(f"{where}: grpo samples here, since its player changes at every step")
-    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
-
-        def done(now: int, of: int, row: dict[str, float]) -> None:
-            meter.reach(now, of)
-            meter.tokens(int(row["tokens"]))
-            meter.note(f"{meter.rate()}  reward {row.get('reward', 0.0):.2f}")
-
+    with _stage(game, where, "reward") as told:
         return train_grpo(
             game.policy,
             game.tasks,
@@ -73,7 +78,7 @@ def train_rewards(game: Game, number: int) -> Path:
             game.config.seed * 1000 + number,
             game.run.folder / where,
             game.adapter(number - 1) if number > 1 else None,
-            done,
+            told,
             game.reporter.say,
         )
 
@@ -81,13 +86,7 @@ def train_rewards(game: Game, number: int) -> Path:
 def train_pairs(game: Game, number: int) -> Path:
     """Train prefixes on given pairs of answers, from the player before round ``number``."""
     where = game.player(number)
-    with game.run.timed(f"{where} train"), game.reporter.stage(f"{where} train", 1) as meter:
-
-        def done(step: int, steps: int, row: dict[str, float]) -> None:
-            meter.reach(step, steps)
-            meter.tokens(int(row["tokens"]))
-            meter.note(f"{meter.rate()}  loss {row['loss']:.3f}")
-
+    with _stage(game, where, "loss") as told:
         return train_prefixes(
             game.policy,
             game.tasks,
@@ -96,7 +95,7 @@ def train_pairs(game: Game, number: int) -> Path:
             game.config.seed * 1000 + number,
             game.run.folder / where,
             game.adapter(number - 1) if number > 1 else None,
-            done,
+            told,
         )
 
 
