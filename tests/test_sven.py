@@ -298,6 +298,21 @@ def test_play_trains_and_evaluates_a_prefix(tiny_folder: Path, tmp_path: Path) -
     assert manifest["identities"]["round-1"] == adapter_digest(run / "round-1" / "adapter")
     assert not (run / "round-1" / "judged.jsonl").exists()  # no branches are grown
 
+    # The folder alone, put on the model by its name, is the same player; it is no base to train on.
+    named = [f"model.adapter={run / 'round-2/adapter'}", f"out={tmp_path / 'alone'}"]
+    config = load_config(None, [*recipe(tiny_folder, tmp_path, tasks()[1:2]), *named])
+    alone = Game(open_run(config, resume=False), Reporter(quiet=True), training=False)
+    alone.evaluate(0)
+    alone.close()
+    answers = [
+        [row["answer"] for row in read_jsonl(path)]
+        for path in (tmp_path / "alone/eval/base.jsonl", run / "eval/round-2.jsonl")
+    ]
+    assert answers[0] == answers[1]
+    onward = open_run(replace(config, out=str(tmp_path / "onward")), resume=False)
+    with pytest.raises(ModelError, match="cannot be merged"):
+        Game(onward, Reporter(quiet=True))
+
 
 def test_play_without_vulnerable_answers(tiny_folder: Path, tmp_path: Path) -> None:
     bare = [replace(task, vulnerable=None) for task in tasks()[1:2]]
