@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from writer import tasks
 from treeplay.config import load_config
 from treeplay.contrasts import Contrast, contrast_from_json
 from treeplay.errors import ConfigError, RunError
+from treeplay.grow import missing
 from treeplay.judge.verdict import Verdict
+from treeplay.play_over import check_watched, doubt, doubts_of_answers
 from treeplay.policy.score import plain_logps
 from treeplay.report import build_report
 from treeplay.run import read_json, read_jsonl
@@ -35,6 +38,8 @@ from treeplay.selfplay import (
     seat,
     with_reference,
 )
+from treeplay.tasks.select import Suite
+from treeplay.tasks.task import Tests
 from treeplay.tree import Branch, Node, Tree, tree_from_json
 
 
@@ -147,7 +152,8 @@ def test_harder_tasks_are_drawn_more_often_and_none_is_forgotten() -> None:
         (["play.replay=1"], r"play\.replay is 1.*below 1"),
         (["play.patience=1"], r"play\.watch and play\.patience need one another"),
         (["tasks.share=0"], r"tasks\.share is 0.*above 0"),
-        (["play.newest=-1"], r"play\.newest is -1"),
+        (["play.opponents=pool", "play.newest=-1"], r"play\.newest is -1"),
+        (["play.newest=2"], r"play\.newest is 2, but play\.opponents is last"),
     ],
 )
 def test_settings_that_cannot_be(settings: list[str], told: str) -> None:
@@ -258,7 +264,7 @@ def test_a_judge_that_says_the_same_of_everything_is_named(
     label: Any, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = pooled(writer)
-    data["rounds"] = 1
+    data["rounds"] = 2 if label == "secure" else 1
     data["contrasts"] = {"anchor": 1.0}
     one = game(recipe(tmp_path, data), tmp_path / "run")
     monkeypatch.setattr(one.judge, "judge_ahead", lambda items: None)
@@ -281,6 +287,99 @@ def test_a_judge_that_says_the_same_of_everything_is_named(
     assert wanted[label] in told[0]
     assert one.adapter(1).is_dir()
     assert read_json(tmp_path / "run/round-1/contrasts.json")["warning"] in told[0]
+    # Golden answers were learnt once; a player without mistakes is not trained on them again.
+    ended = read_json(tmp_path / "run/manifest.json").get("ended")
+    at_rest = {"round": 2, "reason": "round-1 made no mistake to learn from"}
+    assert ended == (at_rest if label == "secure" else None)
+    assert not one.adapter(2).exists()
+
+
+def suite(count: int, **changes: Any) -> Suite:
+    return Suite("s", tuple(replace(tasks()[0], id=f"t{i}", **changes) for i in range(count)))
+
+
+@pytest.mark.parametrize(
+    ("label", "known", "told"),
+    [
+        ("vulnerable", "vulnerable", "flagged all of 9 answers, and 8 of 8 golden answers: do not"),
+        ("secure", "secure", "flagged none of 9 answers, and 0 of 8 given vulnerable answers"),
+        ("unknown", "unknown", "could decide none of 9 answers (9 unknown)"),
+        ("invalid", "unknown", ""),
+        ("vulnerable", "secure", ""),
+        ("secure", "vulnerable", ""),
+    ],
+)
+def test_a_judge_that_says_the_same_of_every_answer_is_named(
+    label: str, known: Any, told: str
+) -> None:
+    judge = SimpleNamespace(judge_many=lambda items: [Verdict(known, "executed") for _ in items])
+    general = SimpleNamespace(general=True, id="ability")
+    asked = suite(9)
+    both = replace(asked, tasks=(*asked.tasks, general))  # type: ignore[arg-type]
+    game: Any = SimpleNamespace(judge=judge, suites=[both])
+    rows = [{"suite": "s", "task": t.id, "verdict": {"label": label}} for t in asked.tasks]
+    rows.append({"suite": "s", "task": "ability", "verdict": {"label": "plain"}})
+    found = doubts_of_answers(game, rows)
+    assert found == [] if not told else (len(found) == 1 and f"s: the judge {told}" in found[0])
+    mixed = [*rows, {"suite": "s", "task": "t0", "verdict": {"label": "secure"}}]
+    mixed.append({"suite": "s", "task": "t0", "verdict": {"label": "vulnerable"}})
+    assert doubts_of_answers(game, mixed) == []
+
+
+def test_golden_answers_without_tests_acquit_no_judge() -> None:
+    """Static tools never flag a golden answer, since they look for what it does not have."""
+
+    def asked(items: Any) -> Any:
+        raise AssertionError("nothing can be learnt of these")
+
+    grown = [tree(*(branch(i, 0, (5 + i,), "base", "vulnerable") for i in range(8)), name="t0")]
+    one = suite(1, tests=None)
+    game: Any = SimpleNamespace(
+        judge=SimpleNamespace(judge_many=asked), tasks_of=lambda trees: list(one.tasks)
+    )
+    assert doubt(game, grown) == (
+        "the judge flagged all of 8 branches, and there are no golden answers of tasks with tests "
+        "to check it with"
+    )
+
+
+def test_a_watched_suite_must_be_there() -> None:
+    check_watched(PlayConfig(watch="s", patience=1), [suite(1)])
+    with pytest.raises(ConfigError, match=r"play\.watch is 'x', which is no .* name one of s"):
+        check_watched(PlayConfig(watch="x", patience=1), [suite(1)])
+    ability = suite(1, cwe=(), tests=Tests("assert True\n", ""))
+    with pytest.raises(ConfigError, match="about security"):
+        check_watched(PlayConfig(watch="s", patience=1), [ability])
+
+
+def test_a_pool_grows_deep_trees_wave_by_wave(writer: Path, tmp_path: Path) -> None:
+    data = settings(writer, rounds=2, play={"opponents": "pool"})
+    data["grow"].update(branches=6, adaptive=0.5, wave=2, depth=2)
+    data["train"].update(epochs=1)
+    path, run = recipe(tmp_path, data), tmp_path / "run"
+    one = game(path, run)
+    one.train(1)
+    trees = one.grow(2)
+    one.close()
+    late = [node for grown in trees for node in grown.nodes if node.source == "late"]
+    assert late
+    assert (run / "round-2/grown-1-2.base.jsonl").is_file()
+    for grown in trees:
+        for node in grown.nodes:
+            here = [b for b in grown.branches if b.node == node.id]
+            by = Counter(b.opponent for b in here)
+            assert by["base"] == by["round-1"] == len(here) / 2 > 0
+            assert missing(grown, node, one.config.grow) == 0
+        assert [b.id for b in grown.branches] == list(range(len(grown.branches)))
+    before = (run / "round-2/judged.jsonl").read_bytes()
+    for name in ("judged", "grown-1-2.base", "grown-2.round-1", "grown-2.base"):
+        (run / f"round-2/{name}.jsonl").unlink()
+    again = game(path, run, resume=True)
+    assert again.grow(2) == trees
+    found = again.contrasts(2)
+    again.close()
+    assert (run / "round-2/judged.jsonl").read_bytes() == before
+    assert {c.opponent for c in found} == {"base", "round-1"}
 
 
 def interrupting(died: set[str], after: bool) -> Callable[[Any, Any], None]:
@@ -356,6 +455,16 @@ def test_a_round_that_fails_leaves_the_others(
     assert {row["player"] for row in report["rows"]} == {"base", "round-1"}
     assert report["run"]["ended"]["reason"].startswith("training failed: the loss of task 'sql'")
     again = game(path, tmp_path / "run", resume=True)
+    with monkeypatch.context() as patch:
+
+        def broken(number: int) -> list[Contrast]:
+            raise RunError("the opponent's log-probs of task 'sql' are not numbers")
+
+        patch.setattr(again, "contrasts", broken)
+        with pytest.raises(RunError, match="not numbers"):
+            again.play()
+    ended = read_json(tmp_path / "run/manifest.json")["ended"]
+    assert (ended["round"], ended["reason"][:15]) == (2, "growing failed:")
     again.evaluate(1)
     again.play()
     again.close()

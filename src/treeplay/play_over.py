@@ -138,7 +138,8 @@ def _doubt(
     count, bad = labels["secure"] + labels["vulnerable"], labels["vulnerable"]
     if labels.total() >= ENOUGH and not count:
         told = ", ".join(f"{n} {label}" for label, n in sorted(labels.items()))
-        return f"the judge could decide none of {labels.total()} {what} ({told})", True
+        text = f"the judge could decide none of {labels.total()} {what} ({told})"
+        return text, labels["unknown"] > 0  # broken and inert ones are no fault of the judge
     if count < ENOUGH or 0 < bad < count:
         return "", False
     # Static tools judge against the golden answer, so they can never flag it: tests can.
