@@ -399,6 +399,7 @@ def test_a_game_on_a_server_is_the_game_on_the_local_model(writer: Path, tmp_pat
         "train": {"epochs": 1, "groups_per_step": 1, "lora": {"r": 4}},
         "eval": {"samples": 2, "max_tokens": 60},
         "rounds": 2,
+        "play": {"opponents": "pool"},  # round 2 asks for the base model and the adapter in turn
     }
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
@@ -423,6 +424,7 @@ def test_a_game_on_a_server_is_the_game_on_the_local_model(writer: Path, tmp_pat
         names = {body["model"] for body in server.asked()}
         assert server.adapters == {}
     assert len(names) == 3  # the base model and both rounds' adapters
+    assert {branch["opponent"] for branch in served["branches"]} == {"base", "round-1"}
     assert not any(branch["logps"] for branch in served["branches"])
     for one, other in zip(local["branches"], served["branches"], strict=True):
         assert {**one, "logps": []} == {**other, "logps": []}
