@@ -65,8 +65,8 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
     return [
         "What is claimed of `tsp`, and what these results show. *yes*: the estimate reaches the "
         "goal and its whole interval lies on the right side of no effect (where something may fall "
-        "by so much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing to lose*: "
-        "the other's rate is within what may be lost.",
+        "by so much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing "
+        "to lose*: the other's rate is within what may be lost.",
         "",
         *table_head(heads),
         *(table_line(row) for row in rows),
