@@ -66,6 +66,7 @@ LEAVES = list(leaves())
 NEEDS = {
     "contrasts.extent": ["grow.completion=model"],  # whole extents need whole branches
     "grow.depth": ["grow.completion=model"],  # as do late mistakes
+    "play.newest": ["play.opponents=pool"],
     "play.watch": ["play.patience=1"],
     "play.patience": ["play.watch=starter"],
     "train.keep": ["tasks.hold_out=0.1"],
