@@ -222,8 +222,8 @@ def _noted(study: Study) -> list[str]:
             for run in told["runs"]:
                 fold = f", fold {run['fold']}" if run["fold"] else ""
                 known = run["run"]
-                lines = [f"{one['round']}: {one['warning']}" for one in run.get("branches", ())
-                         if one.get("warning")]  # fmt: skip
+                warned = [one for one in run.get("branches", ()) if one.get("warning")]
+                lines = [f"{one['round']}: {one['warning']}" for one in warned]
                 lines += known.get("warnings", [])
                 if ended := known.get("ended"):
                     lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
