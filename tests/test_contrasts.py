@@ -171,6 +171,44 @@ def test_rate_weights() -> None:
     assert {c.weight for c in drawn(tree_of(*grown, grown[0]))} == {1.0}
 
 
+def test_branches_that_do_not_work_are_rejected_where_asked() -> None:
+    invalid = Grown(0, "query = (\n", "invalid", completion="graft")
+    failing = Grown(0, "query = 0\n", "inert", completion="graft")
+    untested = Grown(0, "query = 1\n", "inert", completion="graft")
+    cut = Grown(0, "query = 2 +", "invalid", ended="length", completion="graft")
+    longer = Grown(0, "query = 3\n    cur = 4\n", "invalid")  # which statement broke it?
+    tree = tree_of(invalid, failing, untested, cut, longer)
+    branch = tree.branches[1]
+    assert branch.verdict is not None
+    seen = replace(branch, verdict=replace(branch.verdict, functional=False))
+    tree = replace(tree, branches=(tree.branches[0], seen, *tree.branches[2:]))
+    assert drawn(tree) == []
+    found = drawn(tree, ContrastConfig(broken=0.5, weights="rate"))
+    golden = f"query = {GOOD}"
+    assert pairs(found) == [(golden, "query = ("), (golden, "query = 0")]
+    assert {c.weight for c in found} == {0.5}
+    whole = drawn(tree, ContrastConfig(broken=0.5, extent="full"))
+    assert pairs(whole)[-1] == (golden + (TASK.golden or "").partition(GOOD)[2], longer.text)
+    # The vulnerable ones come as before, each against what the others leave next in turn.
+    both = drawn(with_branch(POLICY, TASK, tree, BAD), ContrastConfig(broken=0.5))
+    assert pairs(both)[-1] == (golden, 'query = "... " + name')
+    assert [c.weight for c in both] == [0.5, 0.5, 1.0]
+
+
+def test_what_works_and_what_is_vulnerable_is_not_broken_too() -> None:
+    def grafted(text: str, label: Label) -> Grown:
+        return Grown(0, text, label, 0, completion="graft")
+
+    same = "query = same\n"
+    config = ContrastConfig(broken=1.0)
+    assert drawn(tree_of(grafted(same, "invalid"), grafted(same, "secure")), config) == []
+    golden = grafted((TASK.golden or "")[QUERY:], "invalid")
+    assert drawn(tree_of(golden), config) == []
+    (one,) = drawn(tree_of(grafted(same, "invalid"), grafted(same, "vulnerable")), config)
+    assert one.weight == 1.0
+    assert text(one.rejected) == "query = same"
+
+
 def test_labels_are_counted() -> None:
     grown = [Grown(0, f"query = f{i}(name)\n", label, 0) for i, label in enumerate(LABELS)]
     counts = draw_contrasts("tsp", POLICY, [TASK], [tree_of(*grown)], LOCAL).counts

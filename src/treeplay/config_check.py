@@ -40,6 +40,7 @@ AT_LEAST = {
     "grow.temperature": 0,
     "judge.workers": 1,
     "contrasts.value_prior": 0,
+    "contrasts.broken": 0,
     "contrasts.anchor": 0,
     "contrasts.ordinary": 0,
     "contrasts.ordinary_weight": 0,

@@ -2,7 +2,8 @@
 
 A contrast is a state (``prefix``), a continuation to prefer (``chosen``) and one to disprefer
 (``rejected``, empty for supervised methods), all as token ids. What is never done: reject a branch
-that the judge found secure; learn from a branch that is invalid, inert or unknown.
+that the judge found secure; learn from a branch that is unknown; learn from an invalid or inert one, unless
+``broken`` asks for it.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
     every contrast alike, by its node's measured vulnerable rate, or by how much the chosen side
     lowers that (:mod:`treeplay.values`; ``value_prior``: rollouts' worth of doubt). ``siblings``:
-    also prefer the opponent's own secure branches, not the golden path alone. ``anchor``: weight of
-    what is learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
+    also prefer the opponent's own secure branches, not the golden path alone. ``broken``: weight of
+    contrasts against branches that do not parse or that fail the functional tests (0: none, the
+    paper's way; whatever ``weights`` says), so that the player does not learn to avoid a weakness by
+    writing what does not work. ``anchor``: weight of what is learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
     writing whole, working answers also where the opponent made no mistake to learn from.
     ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
     prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`). ``ordinary``: so
@@ -49,6 +52,7 @@ class ContrastConfig:
     extent: Extent = "local"
     weights: Weights = "uniform"
     siblings: bool = True
+    broken: float = 0.0
     anchor: float = 0.0
     anchor_kind: Anchor = "likelihood"
     ordinary: int = 0
@@ -121,6 +125,7 @@ def tsp(
         here = [b for b in tree.branches if b.node == node.id and b.verdict is not None]
         counts.update(f"branches_{b.verdict.label}" for b in here if b.verdict)
         bad: Counter[tuple[int, ...]] = Counter()
+        broken: dict[tuple[int, ...], None] = {}
         good: dict[tuple[int, ...], None] = {}
         secure: set[tuple[int, ...]] = set()
         if node.branch is None:
@@ -134,20 +139,27 @@ def tsp(
                 secure.add(ids)
                 if config.siblings or node.branch is not None:
                     good[ids] = None
-        bad.pop((), None)
-        good.pop((), None)
+            elif config.broken and _is_broken(node, branch, config.extent):
+                broken[_branch_ids(task, tree, branch, config.extent)] = None
+        for some in (bad, good, broken):
+            some.pop((), None)
         # The same tokens can end well and badly (a late mistake): then they decide nothing here.
         both = set(bad) & (set(good) | secure)
         counts["undecided"] += len(both)
         chosen = [ids for ids in good if ids not in both]
         rejected = {ids: n for ids, n in bad.items() if ids not in both}
+        prefix = tree.prefix(node)
+        partner = cycle(chosen)
+        useless = [ids for ids in broken if chosen and ids not in {*bad, *good, *secure}]
+        counts["broken_rejected"] += len(useless)
+        out += [
+            Contrast(task.id, node.id, prefix, next(partner), ids, config.broken) for ids in useless
+        ]
         if not chosen or not rejected:
             continue
         judged = [b for b in here if b.verdict and b.verdict.label in ("secure", "vulnerable")]
         found, wrong = node.passed or (len(judged), sum(bad.values()))
         weight = wrong / max(1, found) if config.weights == "rate" else 1.0
-        prefix = tree.prefix(node)
-        partner = cycle(chosen)
         new = [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]
         # Every secure continuation is met once even where mistakes are few.
         if len(chosen) > len(rejected):
@@ -162,6 +174,22 @@ def tsp(
             new = [contrast for contrast in new if contrast.weight]
         out += new
     return out
+
+
+def _is_broken(node: Node, branch: Branch, extent: Extent) -> bool:
+    """Whether what is rejected of a branch is what makes it useless: the program does not parse, or
+    fails the functional tests. Not so where the branch was cut off, which might have become
+    something, nor of a first statement that others follow: the fault may lie in those."""
+    verdict = branch.verdict
+    if verdict is None or branch.ended == "length":
+        return False
+    if extent == "local" and not _is_grafted(node, branch):
+        return False
+    return verdict.label == "invalid" or (verdict.label == "inert" and verdict.functional is False)
+
+
+def _is_grafted(node: Node, branch: Branch) -> bool:
+    return branch.completion == "graft" and node.branch is None
 
 
 def _by_value(
@@ -331,7 +359,7 @@ def _branch_ids(task: Task, tree: Tree, branch: Branch, extent: Extent) -> tuple
     the first), or of the answer. An end mark is part of the full extent only. A grafted branch
     wrote one statement; what follows it is golden, even where a finding lies there."""
     node = tree.nodes[branch.node]
-    grafted = branch.completion == "graft" and node.branch is None
+    grafted = _is_grafted(node, branch)
     if extent == "full" and not grafted:
         if branch.ended == "eos":
             return branch.ids

@@ -153,6 +153,8 @@ def _write(
         some = _chosen(part, sources)
         if held is not None:
             some = [t for t in some if held & set(t.cwe)]
+        if part.rest:
+            some = [t for t in some if t.id not in train]
         if part.form != "full":
             some = [t for t in some if decision_form(t, part.form) is not None]
         some = limited(some, part.most(size))

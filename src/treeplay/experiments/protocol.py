@@ -40,7 +40,8 @@ class Part:
     """Tasks of one data set. ``source``: ``starter`` or a key of :data:`FILES`. What is empty or
     0 chooses everything: ``splits``, ``languages``, ``cwes`` (one of the task's), ``tested`` (has
     tests), ``max_chars`` of prompt and golden answer, ``limit`` by size. ``name``, ``form``,
-    ``samples`` and ``max_tokens`` are for suites (0: as the section ``eval`` says)."""
+    ``samples`` and ``max_tokens`` are for suites (0: as the section ``eval`` says), and so is
+    ``rest``: only what is not trained on."""
 
     source: str
     name: str = ""
@@ -53,6 +54,7 @@ class Part:
     form: Form = "full"
     samples: int = 0
     max_tokens: int = 0
+    rest: bool = False
 
     def suite(self) -> str:
         """The name of the suite in results."""
