@@ -2,7 +2,7 @@
 
 A contrast is a state (``prefix``), a continuation to prefer (``chosen``) and one to disprefer
 (``rejected``, empty for supervised methods), all as token ids. What is never done: reject a branch
-that the judge found secure; learn from a branch that is unknown; learn from an invalid or inert one, unless
+that the judge found secure; learn from an unknown one; learn from an invalid or inert one unless
 ``broken`` asks for it.
 """
 
@@ -39,11 +39,12 @@ class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
     every contrast alike, by its node's measured vulnerable rate, or by how much the chosen side
     lowers that (:mod:`treeplay.values`; ``value_prior``: rollouts' worth of doubt). ``siblings``:
-    also prefer the opponent's own secure branches, not the golden path alone. ``broken``: weight of
-    contrasts against branches that do not parse or that fail the functional tests (0: none, the
-    paper's way; whatever ``weights`` says), so that the player does not learn to avoid a weakness by
-    writing what does not work. ``anchor``: weight of what is learnt of every task's golden answer beside the contrasts (0: none); it keeps the player
-    writing whole, working answers also where the opponent made no mistake to learn from.
+    also prefer the opponent's own secure branches, not the golden path alone. ``broken``: weight,
+    whatever ``weights`` says, of contrasts against branches that do not parse or that fail the
+    functional tests (0: none, as in the paper), so that no weakness is avoided by writing what does
+    not work. ``anchor``: weight of what is learnt of every task's golden answer beside the
+    contrasts (0: none); it keeps the player writing whole, working answers also where the opponent
+    made no mistake to learn from.
     ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
     prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`). ``ordinary``: so
     many texts of ordinary code (:mod:`treeplay.ordinary`) are anchors too, of ``ordinary_kind`` and
