@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-TRAINED = ("CWE-94", "CWE-502")
+TRAINED = ("CWE-94", "CWE-502", "CWE-1333")
 HELD = ("CWE-77", "CWE-79")
 CASES = """
 testcases = {
