@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from treeplay.config import Config, differing_keys, to_dict
-from treeplay.contrasts import Contrast
+from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.collect import collect, without_paths, write_result
 from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
@@ -232,9 +232,10 @@ def _borrow_trees(plan: Plan, cell: Cell, game: Game) -> None:
 
 
 def _kind(method: str) -> str:
-    """Methods of a kind make the same trees of the same settings."""
+    """Methods of a kind make the same trees of the same settings. Those that read vulnerable
+    answers may leave out tasks for which these are too long."""
     if method in WITHOUT_BRANCHES:
-        return "no branches"
+        return "pairs" if method in NEEDS_VULNERABLE else "no branches"
     return "not judged" if method in UNJUDGED else "judged"
 
 
