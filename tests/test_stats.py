@@ -139,6 +139,31 @@ def test_sign_flips_by_hand() -> None:
     assert sign_flip(some, np.zeros((1, 40))) == pytest.approx(0.0022, abs=0.001)
 
 
+def test_copies_of_a_task_are_not_so_many_tasks() -> None:
+    rng = np.random.default_rng(0)
+    alone = rng.random((2, 12))
+    copied, names = np.repeat(alone, 5, axis=1), np.repeat(np.arange(12), 5).tolist()
+    one, five = estimate(alone), estimate(copied, names)
+    assert (five.value, five.low, five.high) == pytest.approx((one.value, one.low, one.high))
+    assert five.tasks == 60
+    too_sure = estimate(copied)
+    assert too_sure.low is not None
+    assert one.low is not None
+    assert too_sure.low > one.low + 0.02
+    other = alone - 0.2
+    assert sign_flip(copied, np.repeat(other, 5, axis=1), names) == sign_flip(alone, other)
+    assert ratio(copied, copied + 1, names).low == pytest.approx(ratio(alone, alone + 1).low)
+    # One cluster says nothing about others.
+    assert estimate(alone, ["same"] * 12).low is None
+
+
+def test_a_cluster_goes_with_its_tasks_that_have_no_value() -> None:
+    values = np.array([[0.5, NAN, 0.7, 0.1]])
+    found = estimate(values, ["a", "gone", "a", "b"])
+    assert found.tasks == 3
+    assert (found.low, found.high) == pytest.approx((0.1, 0.6))
+
+
 def test_what_has_no_value_is_left_out() -> None:
     values = np.array([[0.5, NAN, 0.7], [0.3, NAN, NAN]])
     found = estimate(values)

@@ -103,7 +103,7 @@ def _found(
     mine = study.values(study.reference, group, goal.measure, seeds)
     theirs = study.values(arm, group, goal.measure, seeds)
     compared: Callable[..., Estimate] = ratio if goal.ratio else difference
-    return compared(mine, theirs)
+    return compared(mine, theirs, group.clusters)
 
 
 def _empty(study: Study, group: Group, goal: Goal, arm: str, seeds: Sequence[int]) -> bool:

@@ -54,7 +54,7 @@ def _panel(
     study: Study, group: Group, arms: Sequence[str], x: int, y: int, *, labels: bool
 ) -> list[str]:
     found = {
-        (arm, measure): estimate(study.values(arm, group, measure))
+        (arm, measure): estimate(study.values(arm, group, measure), group.clusters)
         for arm in arms
         for measure, _, _ in SHOWN
     }

@@ -6,23 +6,29 @@ same tasks are answered by the players of every seed. So the bootstrap draws bot
 tasks each with replacement, and takes the mean over the grid that they span (the pigeonhole
 bootstrap: McCullagh 2000, *Resampling and exchangeable arrays*, Bernoulli 6; Owen 2007, *The
 pigeonhole bootstrap*, Annals of Applied Statistics 1, who shows that it errs on the wide side).
-With one seed only tasks vary, and an interval says nothing about other seeds.
+With one seed only tasks vary, and an interval says nothing about other seeds. Tasks of one cluster
+(``clusters_T``, a name a task; none given: every task is one) are drawn together, so that copies of
+one scenario do not count as so many independent tasks (the cluster bootstrap: Cameron, Gelbach and
+Miller 2008, Review of Economics and Statistics 90).
 
-Tests flip signs: under the null hypothesis that two methods are alike, a task's difference (mean
-over seeds) is as likely as its negative (Fisher's randomisation test for pairs). They take the
-seeds as given; Holm's step-down procedure (Holm 1979) corrects for the size of the family.
+Tests flip signs: under the null hypothesis that two methods are alike, a cluster's difference (sum
+over its tasks of the mean over seeds) is as likely as its negative (Fisher's randomisation test for
+pairs). They take the seeds as given; Holm's step-down procedure (Holm 1979) corrects for the size
+of the family.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+Clusters = Sequence[Hashable] | None
 
 RESAMPLES = 4000
 EXACT = 14  # differences up to which all sign flips are tried
@@ -40,43 +46,47 @@ class Estimate:
     seeds: int
 
 
-def estimate(values_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def estimate(
+    values_ST: Floats, clusters_T: Clusters = None, seed: int = 0, resamples: int = RESAMPLES
+) -> Estimate:
     """Mean of ``values_ST`` (seeds, tasks; NaN: no value) over tasks of the mean over seeds, with
-    the percentile interval of the crossed bootstrap. No interval with fewer than two tasks."""
-    kept_ST = _kept(values_ST)
+    the percentile interval of the crossed bootstrap. No interval with fewer than two clusters."""
+    kept_ST, cluster_T = _kept(values_ST, clusters_T)
     seeds, tasks = kept_ST.shape
     if tasks == 0 or seeds == 0:
         return Estimate(None, None, None, 0, 0)
     value = float(kept_ST.mean())
-    if tasks < 2:
+    if cluster_T.max() < 1:
         return Estimate(value, None, None, tasks, seeds)
-    means = _resampled([kept_ST], seed, resamples)[0]
+    means = _resampled([kept_ST], cluster_T, seed, resamples)[0]
     low, high = np.percentile(means, (2.5, 97.5))
     return Estimate(value, float(low), float(high), tasks, seeds)
 
 
-def difference(a_ST: Floats, b_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def difference(
+    a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None, resamples: int = RESAMPLES
+) -> Estimate:
     """``a_ST - b_ST`` within task and seed, as :func:`estimate`. The columns are the same tasks,
     the rows the same seeds. Exactly zero, with no width, where the two are alike."""
-    return estimate(a_ST - b_ST, seed, resamples)
+    return estimate(a_ST - b_ST, clusters_T, resamples=resamples)
 
 
-def ratio(a_ST: Floats, b_ST: Floats, seed: int = 0, resamples: int = RESAMPLES) -> Estimate:
+def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     """Mean of ``a_ST`` over mean of ``b_ST``, both on the same resamples of tasks and seeds.
 
     A resample whose denominator is zero counts as infinitely large where the numerator is above
     zero, and is left out where both are zero; an end of the interval may so be infinite (inf).
     """
     both = ~np.isnan(a_ST) & ~np.isnan(b_ST)
-    a_kept = _kept(np.where(both, a_ST, np.nan))
-    b_kept = _kept(np.where(both, b_ST, np.nan))
+    a_kept, cluster_T = _kept(np.where(both, a_ST, np.nan), clusters_T)
+    b_kept, _ = _kept(np.where(both, b_ST, np.nan), clusters_T)
     seeds, tasks = a_kept.shape
     if tasks == 0 or seeds == 0 or b_kept.mean() == 0:
         return Estimate(None, None, None, tasks, seeds)
     value = float(a_kept.mean() / b_kept.mean())
-    if tasks < 2:
+    if cluster_T.max() < 1:
         return Estimate(value, None, None, tasks, seeds)
-    top, bottom = _resampled([a_kept, b_kept], seed, resamples)
+    top, bottom = _resampled([a_kept, b_kept], cluster_T)
     some = (top > 0) | (bottom > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[some] / bottom[some]
@@ -84,35 +94,46 @@ def ratio(a_ST: Floats, b_ST: Floats, seed: int = 0, resamples: int = RESAMPLES)
     return Estimate(value, float(low), float(high), tasks, seeds)
 
 
-def _kept(values_ST: Floats) -> Floats:
-    """The rows and columns that hold values, NaN-free. A task that lacks a value in some seeds
-    stands in with its mean over the others; one that has none, or a seed that has none, goes."""
+def _kept(values_ST: Floats, clusters_T: Clusters) -> tuple[Floats, Ints]:
+    """The rows and columns that hold values, NaN-free, and the number of every column's cluster,
+    counted from 0. A task that lacks a value in some seeds stands in with its mean over the others;
+    one that has none, or a seed that has none, goes."""
     there = ~np.isnan(values_ST)
     rows, columns = there.any(axis=1), there.any(axis=0)
     some = values_ST[rows][:, columns]
     if np.isnan(some).any():
         some = np.where(np.isnan(some), np.nanmean(some, axis=0, keepdims=True), some)
-    return some
+    named: Sequence[Hashable] = range(len(columns)) if clusters_T is None else clusters_T
+    numbers: dict[Hashable, int] = {}
+    kept = [named[column] for column in np.flatnonzero(columns).tolist()]
+    return some, np.array([numbers.setdefault(name, len(numbers)) for name in kept], dtype=np.int64)
 
 
-def _resampled(tables: Sequence[Floats], seed: int, resamples: int) -> list[Floats]:
+def _resampled(
+    tables: Sequence[Floats], cluster_T: Ints, seed: int = 0, resamples: int = RESAMPLES
+) -> list[Floats]:
     """Means of every table (seeds, tasks) on the same crossed resamples; (resamples,) each."""
-    seeds, tasks = tables[0].shape
-    rng = np.random.default_rng([seed, seeds, tasks])
-    task_RT = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=resamples) / tasks
+    seeds, _ = tables[0].shape
+    clusters = int(cluster_T.max()) + 1
+    rng = np.random.default_rng([seed, seeds, clusters])
+    cluster_RC = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     seed_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
+    task_RT = cluster_RC[:, cluster_T].astype(np.float64)
+    task_RT /= task_RT.sum(axis=1, keepdims=True)
     return [np.einsum("rs,st,rt->r", seed_RS, table, task_RT, optimize=True) for table in tables]
 
 
-def sign_flip(a_ST: Floats, b_ST: Floats, seed: int = 0, flips: int = 20_000) -> float | None:
-    """Two-sided p-value of "no difference on average" by flipping the sign of every task's
+def sign_flip(
+    a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None, seed: int = 0, flips: int = 20_000
+) -> float | None:
+    """Two-sided p-value of "no difference on average" by flipping the sign of every cluster's
     difference (mean over seeds); all flips where at most :data:`EXACT` differences are not zero,
     else ``flips`` drawn ones, the observed one counted in (so p is never 0). None without tasks
     in common."""
-    some = _kept(a_ST - b_ST)
+    some, cluster_T = _kept(a_ST - b_ST, clusters_T)
     if some.size == 0:
         return None
-    found = some.mean(axis=0)
+    found = np.bincount(cluster_T, weights=some.mean(axis=0))
     found = found[np.abs(found) > 1e-12]  # a zero is the same with either sign
     if found.size == 0:
         return 1.0

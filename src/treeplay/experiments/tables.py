@@ -92,7 +92,7 @@ def _rates(study: Study, group: Group) -> list[str]:
         some = f", {there} of the tasks" if there < len(group.keys) else ""
         cells = [_named(study, arm, study.seeds(arm)) + some]
         for measure in shown:
-            found = estimate(study.values(arm, group, measure))
+            found = estimate(study.values(arm, group, measure), group.clusters)
             scale = 1 if measure == "tokens" else 100
             cells.append(estimate_cell(found, scale, interval=measure in WITH_INTERVAL))
         out.append(table_line(cells))
@@ -113,7 +113,7 @@ def _comparisons(study: Study) -> list[str]:
                 continue
             mine = study.values(study.reference, group, "spr1_all", seeds)
             theirs = study.values(arm, group, "spr1_all", seeds)
-            p_value = sign_flip(mine, theirs)
+            p_value = sign_flip(mine, theirs, group.clusters)
             if p_value is None:
                 continue
             p_values.append(p_value)
@@ -121,8 +121,8 @@ def _comparisons(study: Study) -> list[str]:
                 [
                     group.name,
                     _named(study, arm, seeds),
-                    estimate_cell(difference(mine, theirs), 100, sign=True),
-                    estimate_cell(ratio(mine, theirs), 1, digits=2),
+                    estimate_cell(difference(mine, theirs, group.clusters), 100, sign=True),
+                    estimate_cell(ratio(mine, theirs, group.clusters), 1, digits=2),
                     _p(p_value),
                     *(
                         _change(study, study.reference, arm, group, measure)
@@ -158,7 +158,11 @@ def _against_base(study: Study) -> list[str]:
             bad = [study.values(one, group, "vulnerable", seeds) for one in (arm, BASE)]
             cells = [group.name, _named(study, arm, seeds)]
             cells += [_change(study, arm, BASE, group, measure) for measure in measures]
-            out.append(table_line([*cells, estimate_cell(ratio(bad[0], bad[1]), 1, digits=2)]))
+            out.append(
+                table_line(
+                    [*cells, estimate_cell(ratio(bad[0], bad[1], group.clusters), 1, digits=2)]
+                )
+            )
     return out
 
 
@@ -172,9 +176,8 @@ def _named(study: Study, arm: str, seeds: Sequence[int]) -> str:
 def _change(study: Study, arm: str, against: str, group: Group, measure: str) -> str:
     seeds = study.together(arm, against)
     mine = study.values(arm, group, measure, seeds)
-    return estimate_cell(
-        difference(mine, study.values(against, group, measure, seeds)), 100, sign=True
-    )
+    theirs = study.values(against, group, measure, seeds)
+    return estimate_cell(difference(mine, theirs, group.clusters), 100, sign=True)
 
 
 def _costs(study: Study) -> list[str]:
