@@ -103,7 +103,7 @@ def _kept(values_ST: Floats, clusters_T: Clusters) -> tuple[Floats, Ints]:
     some = values_ST[rows][:, columns]
     if np.isnan(some).any():
         some = np.where(np.isnan(some), np.nanmean(some, axis=0, keepdims=True), some)
-    named: Sequence[Hashable] = range(len(columns)) if clusters_T is None else clusters_T
+    named: Sequence[Hashable] = range(values_ST.shape[1]) if clusters_T is None else clusters_T
     numbers: dict[Hashable, int] = {}
     kept = [named[column] for column in np.flatnonzero(columns).tolist()]
     return some, np.array([numbers.setdefault(name, len(numbers)) for name in kept], dtype=np.int64)
