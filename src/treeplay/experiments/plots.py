@@ -14,7 +14,7 @@ from treeplay.experiments.stats import Estimate, estimate
 # (measure, what it is called, colour: dark enough for small marks on white, apart also in grey)
 SHOWN = (("spr1_all", "SPR@1", "#1a7f4b"), ("vulnerable", "vulnerable", "#c2410c"))
 PANELS = 6
-WIDE, LABEL, GAP, ROW, TOP = 250, 128, 44, 26, 62
+WIDE, LABEL, GAP, ROW, TOP = 250, 165, 44, 26, 62
 INK, FAINT = "#24292f", "#d0d7de"
 
 
@@ -78,7 +78,7 @@ def _panel(
         if labels:
             out.append(
                 f'<text x="{x - 12}" y="{middle + 4:.1f}" text-anchor="end" '
-                f'fill="{INK}">{escape(arm)}</text>'
+                f'fill="{INK}">{escape(arm + study.fewer(study.seeds(arm)))}</text>'
             )
         for number, (measure, _, colour) in enumerate(SHOWN):
             at = middle - 4 + 8 * number

@@ -60,6 +60,12 @@ class Study:
         """Seeds with results, faults left out."""
         return sorted(seed for seed, rows in self.rows.get(arm, {}).items() if rows)
 
+    def fewer(self, seeds: Sequence[int]) -> str:
+        """What is said of something that does not rest on all seeds there are, else nothing."""
+        most = len({seed for arm in self.arms for seed in self.seeds(arm)})
+        number = len(seeds)
+        return f", {number} seed{'s' * (number != 1)}" if number < most else ""
+
     def groups(self) -> list[Group]:
         """The main groups, then every suite that is not one of them."""
         main = self.main_groups()

@@ -90,7 +90,7 @@ def _rates(study: Study, group: Group) -> list[str]:
             continue
         there = int((~np.isnan(study.values(arm, group, "valid"))).any(axis=0).sum())
         some = f", {there} of the tasks" if there < len(group.keys) else ""
-        cells = [_named(study, arm, study.seeds(arm)) + some]
+        cells = [f"`{arm}`{study.fewer(study.seeds(arm))}{some}"]
         for measure in shown:
             found = estimate(study.values(arm, group, measure), group.clusters)
             scale = 1 if measure == "tokens" else 100
@@ -120,7 +120,7 @@ def _comparisons(study: Study) -> list[str]:
             rows.append(
                 [
                     group.name,
-                    _named(study, arm, seeds),
+                    f"`{arm}`{study.fewer(seeds)}",
                     estimate_cell(difference(mine, theirs, group.clusters), 100, sign=True),
                     estimate_cell(ratio(mine, theirs, group.clusters), 1, digits=2),
                     _p(p_value),
@@ -156,7 +156,7 @@ def _against_base(study: Study) -> list[str]:
             if arm == BASE or not seeds:
                 continue
             bad = [study.values(one, group, "vulnerable", seeds) for one in (arm, BASE)]
-            cells = [group.name, _named(study, arm, seeds)]
+            cells = [group.name, f"`{arm}`{study.fewer(seeds)}"]
             cells += [_change(study, arm, BASE, group, measure) for measure in measures]
             out.append(
                 table_line(
@@ -164,13 +164,6 @@ def _against_base(study: Study) -> list[str]:
                 )
             )
     return out
-
-
-def _named(study: Study, arm: str, seeds: Sequence[int]) -> str:
-    """An arm's name, with how many seeds a row rests on where that is not all of the study's."""
-    most = len({seed for arm in study.arms for seed in study.seeds(arm)})
-    number = len(seeds)
-    return f"`{arm}`" + (f", {number} seed{'s' * (number != 1)}" if number < most else "")
 
 
 def _change(study: Study, arm: str, against: str, group: Group, measure: str) -> str:
