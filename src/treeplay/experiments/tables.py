@@ -218,7 +218,8 @@ def _part(stage: str) -> str:
 
 
 def _noted(study: Study) -> list[str]:
-    """What is to be known of runs that have results: games that ended early, doubts of a judge."""
+    """What is to be known of runs that have results: games that ended early, doubts of a judge,
+    players that were never trained."""
     out = []
     for arm in study.arms:
         for seed, told in sorted(study.told[arm].items()):
@@ -230,6 +231,11 @@ def _noted(study: Study) -> list[str]:
                 lines += known.get("warnings", [])
                 if ended := known.get("ended"):
                     lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
+                if arm != BASE and not run["used"]["gradient"]:
+                    lines.append(
+                        "nothing had a gradient (no answer was rewarded otherwise than the others "
+                        "to its task, where rewards are learnt from): this is the base model"
+                    )
                 out += [f"- `{arm}`, seed {seed}{fold}: {line}" for line in lines]
     return ["To be known of these runs:", "", *out] if out else []
 
