@@ -51,7 +51,7 @@ def result(folder: Path, writer: Path, name: str, arm: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("name", ["main", "unseen", "transfer", "ablation", "paper"])
+@pytest.mark.parametrize("name", ["main", "unseen", "transfer", "ablation", "paper", "scale"])
 def test_two_steps_of_every_protocol(name: str, data: Path, writer: Path, tmp_path: Path) -> None:
     arms = "nodes-diff" if name == "ablation" else "tsp"
     done = play(name, data, writer, tmp_path, "--methods", arms, "judge.tools=[auto]")
