@@ -103,6 +103,17 @@ def test_whole_extents_of_grafted_branches_are_refused() -> None:
         load_config(None, ["contrasts.extent=full"])
 
 
+def test_contrasts_against_broken_branches_need_branches_that_tell_why() -> None:
+    with pytest.raises(ConfigError, match=r"set grow\.completion=graft"):
+        load_config(None, ["contrasts.broken=0.5", "grow.completion=model"])
+    whole = ["contrasts.broken=0.5", "grow.completion=model", "contrasts.extent=full"]
+    assert load_config(None, whole).contrasts.broken == 0.5
+    for method in ("sft", "spin", "grpo"):
+        with pytest.raises(ConfigError, match="does not learn from judged branches"):
+            load_config(None, ["contrasts.broken=0.5", f"method={method}", *whole[1:]])
+    assert load_config(None, ["contrasts.broken=0.5", "method=hinge"]).method == "hinge"
+
+
 def test_late_mistakes_of_grafted_branches_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"grow\.depth is 2, but grow\.completion is graft"):
         load_config(None, ["grow.depth=2"])

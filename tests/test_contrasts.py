@@ -189,10 +189,15 @@ def test_branches_that_do_not_work_are_rejected_where_asked() -> None:
     assert {c.weight for c in found} == {0.5}
     whole = drawn(tree, ContrastConfig(broken=0.5, extent="full"))
     assert pairs(whole)[-1] == (golden + (TASK.golden or "").partition(GOOD)[2], longer.text)
-    # The vulnerable ones come as before, each against what the others leave next in turn.
-    both = drawn(with_branch(POLICY, TASK, tree, BAD), ContrastConfig(broken=0.5))
-    assert pairs(both)[-1] == (golden, 'query = "... " + name')
-    assert [c.weight for c in both] == [0.5, 0.5, 1.0]
+    # The others are what they are without them.
+    safe = Grown(0, "query = safe(name)\n", "secure", completion="graft")
+    tree = with_branch(POLICY, TASK, with_branch(POLICY, TASK, tree, BAD), safe)
+    for siblings in (True, False):
+        plain = drawn(tree, ContrastConfig(siblings=siblings))
+        both = drawn(tree, ContrastConfig(siblings=siblings, broken=0.5))
+        assert both[: len(plain)] == plain
+        chosen = "query = safe(name)" if siblings else golden
+        assert pairs(both[len(plain) :]) == [(golden, "query = ("), (chosen, "query = 0")]
 
 
 def test_what_works_and_what_is_vulnerable_is_not_broken_too() -> None:
@@ -200,8 +205,12 @@ def test_what_works_and_what_is_vulnerable_is_not_broken_too() -> None:
         return Grown(0, text, label, 0, completion="graft")
 
     same = "query = same\n"
-    config = ContrastConfig(broken=1.0)
+    config = ContrastConfig(broken=0.5)
     assert drawn(tree_of(grafted(same, "invalid"), grafted(same, "secure")), config) == []
+    # Nor what a good one begins with: what broke it is that it ended there.
+    begun = grafted("query = safe", "invalid")
+    assert drawn(tree_of(begun, grafted("query = safe(name)\n", "secure")), config) == []
+    assert drawn(tree_of(replace(grafted("query = other", "invalid"), ended="eos")), config) == []
     golden = grafted((TASK.golden or "")[QUERY:], "invalid")
     assert drawn(tree_of(golden), config) == []
     (one,) = drawn(tree_of(grafted(same, "invalid"), grafted(same, "vulnerable")), config)

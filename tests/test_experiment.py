@@ -183,6 +183,14 @@ def test_the_plan_says_what_there_is_to_do(data: Path, writer: Path, tmp_path: P
     assert not (tmp_path / "results").exists()
 
 
+def test_who_shares_trees() -> None:
+    kinds = {method: runs._kind(method) for method in get_args(Method)}
+    assert kinds["tsp"] == kinds["hinge"] == "judged"
+    assert kinds["spin"] == kinds["tsp-paper"] == "not judged"
+    assert kinds["sft"] == "no branches"
+    assert kinds["dpo"] == kinds["safecoder"] == "pairs"
+
+
 def test_every_token_that_training_took_is_counted(tmp_path: Path) -> None:
     def tree(*branches: tuple[int, int]) -> dict[str, Any]:
         """Branches as (node, tokens); node 1 is one of a trie of samples."""

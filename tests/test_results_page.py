@@ -129,7 +129,7 @@ def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
     ):
         assert f"- `tsp`, seed 1, fold 3: {words}\n" in text
     assert text.count("seed 0, fold") == 0
-    assert "nothing had a gradient" not in text
+    assert "never trained" not in text
     # An arm that lacks tasks (a fold of it failed) is not to be read beside the others unseen.
     assert line(text, "`sft`, 1 of the tasks", "20.0")
     assert line(text, "`tsp`", "45.0")
@@ -140,10 +140,11 @@ def test_an_arm_that_was_not_trained_or_has_fewer_seeds_is_told(results: Path, p
     path = results / "main" / "tiny" / "grpo" / "1.json"
     told = json.loads(path.read_text())
     told["runs"][0]["used"]["gradient"] = 0
+    told["runs"][0]["run"]["method"] = "grpo"
     path.write_text(json.dumps(told))
     files = page_files(results, page)
     text = files[page]
-    assert "- `grpo`, seed 1: nothing had a gradient" in text
+    assert "- `grpo`, seed 1: never trained: its answers are the base model's (all" in text
     assert line(text, "`grpo`, 1 seed", "15.0")
     assert line(text, "executed, decision form", "`grpo`, 1 seed", "+30.0")
     (plot,) = (content for path, content in files.items() if path.suffix == ".svg")
@@ -160,6 +161,7 @@ def test_copies_of_a_scenario_are_one_cluster(results: Path, page: Path) -> None
     # Two clusters: the copies together, of which each resample has all or none, and the task.
     change = line(page.read_text(), "executed, decision form", "`base`", "+27.0")
     assert change[2] == "+27.0 [0.0, +30.0]"
+    assert "(11 tasks, 3 clusters)" in page.read_text()  # with task b, which sft alone answered
 
 
 def test_results_of_two_sizes_are_no_study(results: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from treeplay.contrasts import METHODS, tsp
 from treeplay.errors import ConfigError
 from treeplay.selfplay import check_play
 
@@ -113,6 +114,18 @@ def _check_branches(config: Config) -> None:
         raise ConfigError(
             "contrasts.extent is full, but grow.completion is graft, whose branches are one "
             "statement long; set grow.completion=model or contrasts.extent=local"
+        )
+    model = config.grow.completion == "model"
+    if config.contrasts.broken and config.contrasts.extent == "local" and model:
+        raise ConfigError(
+            f"contrasts.broken is {config.contrasts.broken}, but of a branch that the model wrote "
+            "on nobody knows which statement broke it; set grow.completion=graft or "
+            "contrasts.extent=full"
+        )
+    if config.contrasts.broken and METHODS.get(config.method) is not tsp:
+        raise ConfigError(
+            f"contrasts.broken is {config.contrasts.broken}, but method {config.method} does not "
+            "learn from judged branches; set contrasts.broken=0"
         )
     grafted = config.grow.completion == "graft" and config.golden.source == "reference"
     if config.grow.depth > 1 and grafted:

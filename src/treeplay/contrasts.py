@@ -149,18 +149,21 @@ def tsp(
         counts["undecided"] += len(both)
         chosen = [ids for ids in good if ids not in both]
         rejected = {ids: n for ids, n in bad.items() if ids not in both}
+        if not chosen:
+            continue
         prefix = tree.prefix(node)
-        partner = cycle(chosen)
-        useless = [ids for ids in broken if chosen and ids not in {*bad, *good, *secure}]
-        counts["broken_rejected"] += len(useless)
-        out += [
-            Contrast(task.id, node.id, prefix, next(partner), ids, config.broken) for ids in useless
+        useless = [ids for ids in broken if ids not in bad and not _begins(ids, {*good, *secure})]
+        against = [
+            Contrast(task.id, node.id, prefix, ids, other, config.broken)
+            for ids, other in zip(cycle(chosen), useless, strict=False)
         ]
-        if not chosen or not rejected:
+        if not rejected:
+            out += against
             continue
         judged = [b for b in here if b.verdict and b.verdict.label in ("secure", "vulnerable")]
         found, wrong = node.passed or (len(judged), sum(bad.values()))
         weight = wrong / max(1, found) if config.weights == "rate" else 1.0
+        partner = cycle(chosen)
         new = [Contrast(task.id, node.id, prefix, next(partner), ids, weight) for ids in rejected]
         # Every secure continuation is met once even where mistakes are few.
         if len(chosen) > len(rejected):
@@ -173,20 +176,27 @@ def tsp(
             new = _by_value(task, tree, node, new, config)
             counts["without_a_drop"] += sum(not contrast.weight for contrast in new)
             new = [contrast for contrast in new if contrast.weight]
-        out += new
+        out += new + against
     return out
 
 
 def _is_broken(node: Node, branch: Branch, extent: Extent) -> bool:
-    """Whether what is rejected of a branch is what makes it useless: the program does not parse, or
-    fails the functional tests. Not so where the branch was cut off, which might have become
-    something, nor of a first statement that others follow: the fault may lie in those."""
+    """Whether a branch is no use, and what is rejected of it is likely why: the program does not
+    parse, or fails the functional tests. Not so where the text was cut off or ended by the model in
+    the middle of a statement, nor of a first statement that others follow: the fault may lie in
+    those. (Of a grafted statement it may lie in that the golden rest does not fit it.)"""
     verdict = branch.verdict
     if verdict is None or branch.ended == "length":
         return False
-    if extent == "local" and not _is_grafted(node, branch):
+    grafted = _is_grafted(node, branch)
+    if (grafted and branch.ended != "answer") or (extent == "local" and not grafted):
         return False
     return verdict.label == "invalid" or (verdict.label == "inert" and verdict.functional is False)
+
+
+def _begins(ids: tuple[int, ...], others: set[tuple[int, ...]]) -> bool:
+    """Whether one of ``others`` begins with ``ids``."""
+    return any(other[: len(ids)] == ids for other in others)
 
 
 def _is_grafted(node: Node, branch: Branch) -> bool:

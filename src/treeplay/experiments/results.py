@@ -212,7 +212,7 @@ def _place(order: list[str], arm: str) -> int:
 
 
 def _study_order(key: tuple[str, str]) -> tuple[int, str, str]:
-    order = ["main", "unseen", "transfer", "ablation", "paper"]
+    order = ["main", "unseen", "transfer", "scale", "ablation", "paper"]
     return (_place(order, key[0]), *key)
 
 

@@ -5,7 +5,8 @@ samples, NaN where there is nothing to measure. Tasks and seeds are two crossed 
 same tasks are answered by the players of every seed. So the bootstrap draws both anew, seeds and
 tasks each with replacement, and takes the mean over the grid that they span (the pigeonhole
 bootstrap: McCullagh 2000, *Resampling and exchangeable arrays*, Bernoulli 6; Owen 2007, *The
-pigeonhole bootstrap*, Annals of Applied Statistics 1, who shows that it errs on the wide side).
+pigeonhole bootstrap*, Annals of Applied Statistics 1, who shows that it errs on the wide side;
+with few tasks or clusters it does not: below some 30 intervals are too narrow).
 With one seed only tasks vary, and an interval says nothing about other seeds. Tasks of one cluster
 (``clusters_T``, a name a task; none given: every task is one) are drawn together, so that copies of
 one scenario do not count as so many independent tasks (the cluster bootstrap: Cameron, Gelbach and

@@ -84,7 +84,9 @@ def _rates(study: Study, group: Group) -> list[str]:
         )
     ]
     heads = ["arm", *(HEADINGS[measure] for measure in shown)]
-    out = [f"**{group.name}** ({len(group.keys)} tasks)", "", *table_head(heads)]
+    clusters = len(set(group.clusters))
+    few = f", {clusters} clusters" if clusters < len(group.keys) else ""
+    out = [f"**{group.name}** ({len(group.keys)} tasks{few})", "", *table_head(heads)]
     for arm in study.arms:
         if not study.seeds(arm):
             continue
@@ -232,9 +234,10 @@ def _noted(study: Study) -> list[str]:
                 if ended := known.get("ended"):
                     lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
                 if arm != BASE and not run["used"]["gradient"]:
+                    why = " (all answers to a task had the same reward)"
                     lines.append(
-                        "nothing had a gradient (no answer was rewarded otherwise than the others "
-                        "to its task, where rewards are learnt from): this is the base model"
+                        "never trained: its answers are the base model's"
+                        + (why if known.get("method") == "grpo" else "")
                     )
                 out += [f"- `{arm}`, seed {seed}{fold}: {line}" for line in lines]
     return ["To be known of these runs:", "", *out] if out else []
