@@ -23,6 +23,12 @@ from treeplay.tasks.task import Task, Tests, make_task
 torch.set_num_threads(1)
 
 
+CHAT = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
 def byte_tokenizer() -> Any:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {"<eos>": 0, **{char: i + 1 for i, char in enumerate(alphabet)}}

@@ -36,6 +36,7 @@ TASK = hand_task()
 QUERY = at(TASK, "query")
 EXECUTE = at(TASK, "cur")
 LOCAL = ContrastConfig()
+END = POLICY.tokenizer.eos_token_id
 GOOD = '"SELECT * FROM t WHERE n = ?"'
 
 
@@ -267,7 +268,7 @@ def test_what_is_never_done(
         here = [b for b in tree.branches if b.node == node.id and b.verdict]
         secure = [b.ids for b in here if b.verdict and b.verdict.label == "secure"]
         vulnerable = [b.ids for b in here if b.verdict and b.verdict.label == "vulnerable"]
-        golden = tree.path(None)[node.position :]
+        golden = (*tree.path(None), END)[node.position :]
         assert contrast.prefix == tree.prefix(node)
         assert contrast.chosen
         assert contrast.rejected
@@ -294,7 +295,7 @@ def test_an_anchor_is_every_golden_answer_beside_the_contrasts() -> None:
     config = ContrastConfig(anchor=0.5)
     anchor, contrast = drawn(tree_of(BAD), config)
     assert (anchor.prefix, anchor.rejected, anchor.weight) == (tree_of().prompt_ids, (), 0.5)
-    assert text(anchor.chosen) == TASK.golden
+    assert (text(anchor.chosen), anchor.chosen[-1]) == (TASK.golden, END)
     assert [contrast] == drawn(tree_of(BAD))
     assert drawn(tree_of(), config) == [anchor]
 
@@ -372,7 +373,7 @@ def test_the_golden_answer_with_its_end_is_not_rejected(method: str) -> None:
 def test_sft_is_the_golden_answer_alone() -> None:
     (one,) = drawn(tree_of(BAD), method="sft")
     assert text(one.prefix) == TASK.prompt
-    assert (text(one.chosen), one.rejected) == (TASK.golden, ())
+    assert (text(one.chosen), one.chosen[-1], one.rejected) == (TASK.golden, END, ())
     assert one.node == -1
 
 
@@ -381,6 +382,7 @@ def test_dpo_is_the_given_pair() -> None:
     (one,) = drawn(tree, method="dpo")
     assert one.prefix == tree.prompt_ids
     assert pairs([one]) == [(TASK.golden, TASK.vulnerable)]
+    assert one.chosen[-1] == one.rejected[-1] == END
     found = draw_contrasts("dpo", POLICY, [replace(TASK, vulnerable=None)], [tree], LOCAL)
     assert found.contrasts == ()
     assert found.counts["without_vulnerable_reference"] == 1
@@ -397,7 +399,7 @@ def test_an_anchor_by_kl_leaves_the_decisions_free() -> None:
     tree = tree_of(BAD)
     config = ContrastConfig(anchor=0.5, anchor_kind="kl")
     anchor, pair = drawn(tree, config)
-    whole = tree.prompt_ids + tree.golden_ids
+    whole = (*tree.prompt_ids, *tree.golden_ids, END)
     assert (anchor.prefix, anchor.chosen, anchor.rejected) == (whole[:1], whole[1:], ())
     assert (anchor.kl, anchor.weight, pair.kl) == (True, 0.5, False)
     kept = [token for token, m in zip(anchor.chosen, anchor.chosen_mask, strict=True) if m]

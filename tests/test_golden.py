@@ -512,6 +512,7 @@ def test_other_methods_without_references(method: str, bare_writer: File, tmp_pa
     del data["grow"]["branches"], data["nodes"]
     one = game(tmp_path, data, "run")
     contrasts = one.contrasts(1)
+    end = one.policy.tokenizer.eos_token_id
     one.close()
     trees = {
         row["task"]: tree_from_json(row)
@@ -520,10 +521,11 @@ def test_other_methods_without_references(method: str, bare_writer: File, tmp_pa
     assert contrasts
     for c in contrasts:
         tree = trees[c.task]
-        assert c.chosen == tree.golden_ids
+        assert c.chosen == (*tree.golden_ids, end)
         assert bool(c.rejected) == (method != "sft")
         if method == "dpo":
-            whole = c.prefix + c.rejected
+            assert c.rejected[-1] == end
+            whole = c.prefix + c.rejected[:-1]
             wrong = [tree.path(b.id) for b in tree.branches if vulnerable(b)]
             assert any(path[: len(whole)] == whole for path in wrong)
 

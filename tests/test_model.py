@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_llama
+from conftest import CHAT, byte_tokenizer, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
@@ -32,10 +32,6 @@ from treeplay.policy.model import (
 from treeplay.policy.score import packed_logps, plain_logps
 from treeplay.tasks.task import Task, make_task
 
-CHAT = (
-    "{% for m in messages %}[{{ m.role }}]{{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
 ANSWER = st.text(max_size=40)
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from typing import Any, Literal
 
+from treeplay.closing import closed
 from treeplay.errors import TaskError
 from treeplay.grow import line_offset
 from treeplay.policy.model import Policy, encode_path
@@ -111,7 +112,7 @@ def draw_contrasts(
         drawn = METHODS[method](policy, task, tree, config, counts)
         if config.anchor and tree.golden_ids and method not in WITHOUT_ANCHOR:
             counts["anchors"] += 1
-            drawn.insert(0, golden_anchor(tree, config, drawn))
+            drawn.insert(0, golden_anchor(policy, task, tree, config, drawn))
         out += drawn
     counts["contrasts"] = len(out)
     return Drawn(tuple(out), dict(counts))
@@ -130,7 +131,7 @@ def tsp(
         good: dict[tuple[int, ...], None] = {}
         secure: set[tuple[int, ...]] = set()
         if node.branch is None:
-            good[_golden(task, tree, node, config.extent)] = None
+            good[_golden(policy, task, tree, node, config.extent)] = None
         for branch in here:
             label = branch.verdict.label if branch.verdict else "unknown"
             if label == "vulnerable":
@@ -173,7 +174,7 @@ def tsp(
                 for ids in chosen[len(rejected) :]
             ]
         if config.weights == "value":
-            new = _by_value(task, tree, node, new, config)
+            new = _by_value(policy, task, tree, node, new, config)
             counts["without_a_drop"] += sum(not contrast.weight for contrast in new)
             new = [contrast for contrast in new if contrast.weight]
         out += new + against
@@ -204,10 +205,16 @@ def _is_grafted(node: Node, branch: Branch) -> bool:
 
 
 def _by_value(
-    task: Task, tree: Tree, node: Node, contrasts: Sequence[Contrast], config: ContrastConfig
+    policy: Policy,
+    task: Task,
+    tree: Tree,
+    node: Node,
+    contrasts: Sequence[Contrast],
+    config: ContrastConfig,
 ) -> list[Contrast]:
     """Contrasts of a node with the weights of :mod:`treeplay.values`."""
-    golden = () if node.branch is not None else _golden(task, tree, node, config.extent)
+    on_branch = node.branch is not None
+    golden = () if on_branch else _golden(policy, task, tree, node, config.extent)
     full, prior = config.extent == "full", config.value_prior
 
     def worth(chosen: tuple[int, ...]) -> float:
@@ -216,12 +223,15 @@ def _by_value(
     return [replace(contrast, weight=worth(contrast.chosen)) for contrast in contrasts]
 
 
-def golden_anchor(tree: Tree, config: ContrastConfig, beside: Sequence[Contrast]) -> Contrast:
+def golden_anchor(
+    policy: Policy, task: Task, tree: Tree, config: ContrastConfig, beside: Sequence[Contrast]
+) -> Contrast:
     """The anchor on a tree's golden answer, as ``config.anchor_kind`` says, for the contrasts
     ``beside`` it."""
+    whole = closed(policy, task, tree.golden_ids, tree.golden)
     if config.anchor_kind == "kl":
-        return kl_anchor(tree.task, tree.prompt_ids + tree.golden_ids, config.anchor, beside)
-    return Contrast(tree.task, -1, tree.prompt_ids, tree.golden_ids, (), config.anchor)
+        return kl_anchor(tree.task, tree.prompt_ids + whole, config.anchor, beside)
+    return Contrast(tree.task, -1, tree.prompt_ids, whole, (), config.anchor)
 
 
 def kl_anchor(
@@ -271,11 +281,12 @@ def tsp_paper(
     for branch in tree.branches:
         node = tree.nodes[branch.node]
         rejected = _branch_ids(task, tree, branch, "full")
-        chosen = _golden(task, tree, node, "full")
+        chosen = _golden(policy, task, tree, node, "full")
         counts["branches_unjudged"] += 1
-        # The golden continuation and the end of the text: all that it could unlearn is to end.
+        # The golden continuation, ended or not: all that it could unlearn is to end, or to go on.
+        bare = tree.golden_ids[node.position - len(tree.prompt_ids) :]
         ended = branch.ended == "eos" and rejected == branch.ids
-        if rejected and (rejected[:-1] if ended else rejected) != chosen:
+        if rejected and (rejected[:-1] if ended else rejected) != bare:
             out.append(Contrast(task.id, node.id, tree.prefix(node), chosen, rejected, 1.0))
     return out
 
@@ -286,7 +297,8 @@ def sft(
     """Supervised fine-tuning on the golden answer."""
     if not tree.golden_ids:
         return []
-    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, (), 1.0)]
+    whole = closed(policy, task, tree.golden_ids, tree.golden)
+    return [Contrast(task.id, -1, tree.prompt_ids, whole, (), 1.0)]
 
 
 def dpo(
@@ -297,7 +309,9 @@ def dpo(
     if wrong is None or not tree.golden_ids:
         counts["without_vulnerable_reference"] += 1
         return []
-    return [Contrast(task.id, -1, tree.prompt_ids, tree.golden_ids, wrong.ids, 1.0)]
+    whole = closed(policy, task, tree.golden_ids, tree.golden)
+    against = closed(policy, task, wrong.ids, wrong.text)
+    return [Contrast(task.id, -1, tree.prompt_ids, whole, against, 1.0)]
 
 
 def _vulnerable(policy: Policy, task: Task, tree: Tree) -> Path | None:
@@ -313,20 +327,29 @@ def safecoder(
     policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
 ) -> list[Contrast]:
     """The two given answers, with masks of the tokens in which they differ."""
-    out = []
-    for contrast in dpo(policy, task, tree, config, counts):
-        wrong = _vulnerable(policy, task, tree)
-        if wrong is None:
-            continue
-        golden, vulnerable = tree.golden, wrong.text
-        new = changed_mask(tree.golden_starts, len(golden), changed_spans(golden, vulnerable))
-        old = changed_mask(wrong.starts, len(vulnerable), changed_spans(vulnerable, golden))
-        if not any(new) and not any(old):
-            counts["without_changed_tokens"] += 1
-            continue
-        masks = tuple(int(x) for x in new), tuple(int(x) for x in old)
-        out.append(replace(contrast, chosen_mask=masks[0], rejected_mask=masks[1]))
-    return out
+    wrong = _vulnerable(policy, task, tree)
+    if wrong is None or not tree.golden_ids:
+        counts["without_vulnerable_reference"] += 1
+        return []
+    golden, vulnerable = tree.golden, wrong.text
+    new = changed_mask(tree.golden_starts, len(golden), changed_spans(golden, vulnerable))
+    old = changed_mask(wrong.starts, len(vulnerable), changed_spans(vulnerable, golden))
+    if not any(new) and not any(old):
+        counts["without_changed_tokens"] += 1
+        return []
+    masks = tuple(int(x) for x in new), tuple(int(x) for x in old)
+    return [
+        Contrast(
+            task.id,
+            -1,
+            tree.prompt_ids,
+            tree.golden_ids,
+            wrong.ids,
+            1.0,
+            chosen_mask=masks[0],
+            rejected_mask=masks[1],
+        )
+    ]
 
 
 # SPIN is tsp_paper on a tree with the root for its only node and one branch. Methods that differ
@@ -356,12 +379,12 @@ def check_references(method: str, tasks: Sequence[Task], data: str) -> None:
         )
 
 
-def _golden(task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ...]:
-    """Golden token ids from the node to the end of its statement, or of the path."""
+def _golden(policy: Policy, task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ...]:
+    """Golden token ids from the node to the end of its statement, or of the closed answer."""
     first = node.position - len(tree.prompt_ids)
-    end = len(tree.golden)
-    if extent == "local":
-        end = _statement_end(task, tree.golden, node.offset)
+    if extent == "full":
+        return closed(policy, task, tree.golden_ids, tree.golden)[first:]
+    end = _statement_end(task, tree.golden, node.offset)
     return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
 
 

@@ -263,7 +263,7 @@ def encode_path(policy: Policy, task: Task, answer: str = "") -> TokenPath:
     ids, starts = _encode(policy, prompt + answer, special) if answer else head
     n_prompt = len(head[0])
     if ids[:n_prompt] != head[0]:
-        tail_ids, tail_starts = _encode_tail(policy, answer)
+        tail_ids, tail_starts = encode_tail(policy, answer)
         ids = head[0] + tail_ids
         starts = head[1] + [start + len(prompt) for start in tail_starts]
     return TokenPath(tuple(ids), n_prompt, tuple(start - len(prompt) for start in starts))
@@ -289,7 +289,7 @@ def _encode(policy: Policy, text: str, special: bool) -> tuple[list[int], list[i
     return ids, offsets
 
 
-def _encode_tail(policy: Policy, text: str) -> tuple[list[int], list[int]]:
+def encode_tail(policy: Policy, text: str) -> tuple[list[int], list[int]]:
     """Tokenise a text that continues another, without the space that SentencePiece tokenizers put
     before all they read."""
     ids, starts = _encode(policy, text, False)

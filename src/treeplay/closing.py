@@ -1,0 +1,33 @@
+"""How a whole answer ends: with what the model itself would write behind it.
+
+An answer that is learnt whole without its end teaches a model to write on for ever: it then says
+everything twice, and what is cut off by the token budget does not parse. So a whole answer that
+nothing follows in the program is closed: in chat style by the fence that the prompt opened, then,
+in either style, by the end mark. An answer in the middle of a program (``task.suffix``) stays open,
+for there the model would write on.
+"""
+
+from __future__ import annotations
+
+from treeplay.policy.model import Policy, encode_path, encode_tail
+from treeplay.tasks.task import Task
+
+Ids = tuple[int, ...]
+
+
+def closed(policy: Policy, task: Task, ids: Ids, answer: str) -> Ids:
+    """``ids``, the token ids of ``answer`` behind ``task``'s prompt, with those that close it.
+
+    Nothing is tokenised anew but a last token that the fence joins (a bracket and a line break are
+    one token to many models): the joined one takes its place, as the model would have written it.
+    """
+    if task.suffix.strip() or not ids:
+        return ids
+    if policy.style == "chat":
+        fence = "```" if answer.endswith("\n") else "\n```"
+        path = encode_path(policy, task, answer + fence)
+        whole = path.ids[path.n_prompt :]
+        known = whole[: len(ids) - 1] == ids[:-1]
+        ids = whole if known else ids + tuple(encode_tail(policy, fence)[0])
+    end = policy.tokenizer.eos_token_id
+    return ids if end is None else (*ids, end)
