@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
 import pytest
-from conftest import byte_tokenizer, tiny_llama
+from conftest import CHAT, byte_tokenizer, tiny_llama
 
-from treeplay.contrasts import anchors_of_text
+from treeplay.contrasts import ContrastConfig, anchors_of_text
 from treeplay.judge.execute import execute_program, toolchain
 from treeplay.judge.validity import check_valid_many
 from treeplay.ordinary import LANGUAGES, ordinary_code, some_ordinary_code
-from treeplay.policy.model import Policy
+from treeplay.ordinary.anchors import ASKED, beginning, ordinary_anchors
+from treeplay.policy.model import Policy, encode_path
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.task import Tests, make_task
 
@@ -92,3 +95,48 @@ def test_texts_become_anchors(kind: str) -> None:
         decoded = policy.tokenizer.decode(anchor.prefix + anchor.chosen)
         assert text.startswith(decoded.removeprefix("<s>"))
         assert (anchor.rejected, anchor.weight, anchor.kl) == ((), 0.5, kind == "kl")
+
+
+def test_every_text_has_a_beginning_to_ask_for() -> None:
+    for one in ordinary_code():
+        task = beginning(one.name, one.code)
+        assert one.code.startswith(task.prompt)
+        # Of a function without braces, what is said of it is the beginning.
+        assert task.prompt.endswith(('"""', ":", "{", "*/")), one.name
+        assert len(task.prompt) < len(one.code)
+    assert beginning("python/x", "x = 1").prompt == "x = 1"
+
+
+@pytest.mark.parametrize("style", ["complete", "chat"])
+def test_the_opponent_s_own_answers_become_anchors(style: Literal["complete", "chat"]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    policy = Policy(tiny_llama(), tokenizer, style, "tiny")
+    config = ContrastConfig(ordinary=6, ordinary_weight=0.5, ordinary_text="own")
+    anchors = ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
+    assert [a.task for a in anchors] == [
+        f"ordinary/{name}" for name in some_ordinary_code(6, 3, ("python", "go"))
+    ]
+    for anchor in anchors:
+        language, name = anchor.task.split("/")[1:]
+        (one,) = (o for o in ordinary_code() if o.name == f"{language}/{name}")
+        task = beginning(one.name, one.code)
+        assert anchor.prefix == encode_path(policy, task).ids
+        assert 0 < len(anchor.chosen) <= ASKED.max_tokens
+        assert (anchor.rejected, anchor.weight, anchor.kl, anchor.node) == ((), 0.5, True, -1)
+    assert anchors == ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
+    assert anchors != ordinary_anchors(policy, config, seed=4, languages=("python", "go"))
+    # One at a time is the same as all at once: each draw has a seed of its own.
+    (first, *_) = anchors
+    alone = ordinary_anchors(policy, replace(config, ordinary=1), seed=3, languages=("python",))
+    assert [a.chosen for a in alone if a.task == first.task] == [first.chosen]
+    likely = ordinary_anchors(policy, replace(config, ordinary_kind="likelihood"), seed=3)
+    assert not any(anchor.kl for anchor in likely)
+
+
+def test_what_does_not_fit_is_not_asked_for() -> None:
+    policy = Policy(tiny_llama(max_position_embeddings=220), byte_tokenizer(), "complete", "tiny")
+    config = ContrastConfig(ordinary=20, ordinary_text="own")
+    anchors = ordinary_anchors(policy, config, seed=0)
+    assert 0 < len(anchors) < 20
+    assert all(len(a.prefix) + len(a.chosen) <= 220 for a in anchors)

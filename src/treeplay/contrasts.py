@@ -49,7 +49,9 @@ class ContrastConfig:
     ``anchor_kind``: the answer's ``likelihood``, or the ``kl`` of the player from the opponent over
     prompt and answer, where no contrast asks for a change (see :func:`kl_anchor`). ``ordinary``: so
     many texts of ordinary code (:mod:`treeplay.ordinary`) are anchors too, of ``ordinary_kind`` and
-    with ``ordinary_weight``, met once an epoch; each round draws its own."""
+    with ``ordinary_weight``, met once an epoch; each round draws its own. ``ordinary_text``: the
+    texts as they are ``written``, or what the opponent answers where it is asked for them (its
+    ``own``), so that the player goes on answering as it did."""
 
     extent: Extent = "local"
     weights: Weights = "uniform"
@@ -60,6 +62,7 @@ class ContrastConfig:
     ordinary: int = 0
     ordinary_weight: float = 1.0
     ordinary_kind: Anchor = "kl"
+    ordinary_text: Literal["written", "own"] = "written"
     value_prior: float = 1.0
 
 

@@ -10,14 +10,14 @@ golden paths of the opponent's own will be. How many answers fit into a budget o
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from treeplay.contrasts import NEEDS_VULNERABLE
 from treeplay.grow import plant
 from treeplay.grpo import Course
 from treeplay.nodes import LEARNT
-from treeplay.ordinary.anchors import ordinary_anchors
+from treeplay.ordinary.anchors import ASKED, ordinary_anchors
 from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.model import encode_path
@@ -136,7 +136,11 @@ def _contrasts(game: Game) -> _Training:
     once = sum(map(sum, paths)) + branches * config.grow.max_tokens
     if config.contrasts.ordinary and config.method != "sven":
         seed, spoken = config.seed * 1000 + 1, config.tasks.languages
-        texts = ordinary_anchors(game.policy, config.contrasts, seed, spoken)
+        # The opponent's own answers are about as long as the written ones, and not there yet.
+        written = replace(config.contrasts, ordinary_text="written")
+        texts = ordinary_anchors(game.policy, written, seed, spoken)
+        if config.contrasts.ordinary_text == "own":
+            sampled += len(texts) * ASKED.max_tokens
         once += sum(len(one.prefix) + len(one.chosen) for one in texts)
     if config.rounds > 1:  # pairs of rounds before
         once = round(once / (1 - config.play.replay))

@@ -213,11 +213,14 @@ class Game:
             found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
+            own_tokens = 0
             if found and self.config.contrasts.ordinary:
                 seed = self.config.seed * 1000 + number
                 spoken = self.config.tasks.languages
                 extra = ordinary_anchors(policy, self.config.contrasts, seed, spoken)
                 found = [*found, *with_reference(extra, trees, names)]
+                if self.config.contrasts.ordinary_text == "own":
+                    own_tokens = sum(len(one.chosen) for one in extra)
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,
@@ -246,6 +249,7 @@ class Game:
             {
                 "opponent": names[0],
                 "counts": drawn.counts,
+                "ordinary_tokens": own_tokens,
                 "opponents": {name: rates_to_json(rates(trees, name)) for name in names},
                 "warning": warning,
             },

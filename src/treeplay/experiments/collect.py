@@ -97,9 +97,10 @@ def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def used(folder: Path) -> dict[str, int]:
     """What a run's training took: ``sampled`` tokens that were written for it (branches, rollouts
-    and answers that looked for nodes and golden paths, answers that chose a snapshot), ``nodes``
-    that branches were sampled at, and ``gradient`` tokens: sequences through forward and backward,
-    every one counted whole, whether or not it shared a pass, at every learning rate tried."""
+    and answers that looked for nodes and golden paths, answers that chose a snapshot, own answers
+    to ordinary tasks), ``nodes`` that branches were sampled at, and ``gradient`` tokens: sequences
+    through forward and backward, every one counted whole, whether or not it shared a pass, at every
+    learning rate tried."""
     sampled = nodes = gradient = 0
     for path in sorted(folder.glob("round-*/judged.jsonl")):
         trees = list(read_jsonl(path))
@@ -112,6 +113,8 @@ def used(folder: Path) -> dict[str, int]:
             # Rollouts at nodes are branches by now.
             planted = read_jsonl(path.with_name("planted.jsonl"))
             sampled += int(probe["sampled_tokens"]) - sum(_written(tree) for tree in planted)
+    for path in sorted(folder.glob("round-*/contrasts.json")):
+        sampled += int(read_json(path).get("ordinary_tokens", 0))
     for path in [*folder.glob("held/*.answers"), *folder.glob("round-*/rate-*/held/*.answers")]:
         sampled += sum(int(row["tokens"]) for row in read_jsonl(path))
     for path in sorted(folder.glob("round-*")):

@@ -1,15 +1,69 @@
-"""Ordinary code among the contrasts of a round."""
+"""Ordinary code among the contrasts of a round: as it is written, or as the opponent writes it."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+
 from treeplay.contrasts import Contrast, ContrastConfig, anchors_of_text
 from treeplay.ordinary import some_ordinary_code
-from treeplay.policy.model import Policy
+from treeplay.policy.model import Policy, decode, encode_path
+from treeplay.policy.sample import Request, Row, SampleConfig, sample, seed_of
+from treeplay.tasks.answer import cut_answer
+from treeplay.tasks.task import Task, make_task
+
+# How the opponent is asked for its own answers: as evaluation asks.
+ASKED = SampleConfig(temperature=0.8, max_tokens=128)
+# Where the body of a first function begins: behind its docstring, or behind its first brace.
+PYTHON_BODY = re.compile(r'^[ \t]*def [^\n]*:\n(?:[ \t]+"""(?:.|\n)*?"""\n)?', re.MULTILINE)
+BRACE_BODY = re.compile(r"\{[ \t]*\n")
 
 
 def ordinary_anchors(
     policy: Policy, config: ContrastConfig, seed: int, languages: tuple[str, ...] = ()
 ) -> list[Contrast]:
-    """``config.ordinary`` anchors, of other texts with another ``seed``; every epoch meets each."""
+    """``config.ordinary`` anchors, of other texts with another ``seed``; every epoch meets each.
+
+    With ``config.ordinary_text`` "own" the opponent (``policy``) is asked for the rest of each
+    text, and what it answers is the anchor, with whatever ends it.
+    """
     texts = some_ordinary_code(config.ordinary, seed, languages)
+    if config.ordinary_text == "own":
+        return _own_answers(policy, texts, config, seed)
     return anchors_of_text(policy, texts, config.ordinary_weight, config.ordinary_kind)
+
+
+def beginning(name: str, code: str) -> Task:
+    """A task that asks for the rest of ordinary code: its prompt is ``code`` up to where the body
+    of the first function begins, or its first line."""
+    language = name.partition("/")[0]
+    body = (PYTHON_BODY if language == "python" else BRACE_BODY).search(code)
+    end = body.end() if body else code.find("\n") + 1 or len(code)
+    return make_task(id=f"ordinary/{name}", language=language, cwe=(), prompt=code[:end])
+
+
+def _own_answers(
+    policy: Policy, texts: Mapping[str, str], config: ContrastConfig, seed: int
+) -> list[Contrast]:
+    tasks = [beginning(name, text) for name, text in texts.items()]
+    paths = [encode_path(policy, task).ids for task in tasks]
+    fits = [i for i, path in enumerate(paths) if len(path) + ASKED.max_tokens <= policy.max_length]
+    tasks, paths = [tasks[i] for i in fits], [paths[i] for i in fits]
+    requests = [
+        Request(path, (Row(len(path), seed_of("ordinary", seed, task.id)),), name=task.id)
+        for task, path in zip(tasks, paths, strict=True)
+    ]
+
+    def done(request: int, row: int, ids: Sequence[int]) -> bool:
+        return cut_answer(tasks[request], decode(policy, list(ids))).complete
+
+    draw = policy.sampler or partial(sample, policy.model)
+    weight, kl = config.ordinary_weight, config.ordinary_kind == "kl"
+    return [
+        Contrast(task.id, -1, path, drawn[0].ids, (), weight, kl=kl)
+        for task, path, drawn in zip(
+            tasks, paths, draw(requests, ASKED, policy.stop_ids, done, None), strict=True
+        )
+        if drawn[0].ids
+    ]
