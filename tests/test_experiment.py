@@ -216,6 +216,8 @@ def test_every_token_that_training_took_is_counted(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "held" / "base.answers", [{"tokens": 2}])
     write_jsonl(one / "rate-0.2" / "held" / "epoch-1.answers", [{"tokens": 6}])
     assert used(tmp_path) == {"sampled": 148, "nodes": 4, "gradient": 190}
+    write_json(one / "contrasts.json", {"ordinary_tokens": 10})
+    assert used(tmp_path)["sampled"] == 158
 
 
 def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:

@@ -108,6 +108,18 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert "- `dpo`, seed 0 has no result: there are no pairs" in text
 
 
+def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:
+    write_page(results, page)
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith("Code ")]
+    digest = line.removeprefix("Code ").split(";")[0]
+    assert "(" not in digest
+    path = results / "main" / "tiny" / "sft" / "1.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0ther"}))
+    write_page(results, page)
+    # Of several, which arms each made: a comparison across them is to be seen as one.
+    assert f"Code {digest} (`base`, `tsp`, `sft`, `dpo`), 0ther (`sft`); python" in page.read_text()
+
+
 def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
     path = results / "main" / "tiny" / "tsp" / "1.json"
     told = json.loads(path.read_text())

@@ -52,7 +52,6 @@ def _facts(study: Study) -> list[str]:
     }
     trained = [sum(data["train"].values()) for data in first["data"]]
     sizes = sorted({t["size"] for some in study.told.values() for t in some.values()})
-    digests = ", ".join(sorted({t["code"] for some in study.told.values() for t in some.values()}))
     model = runs[0]["run"].get("model", study.model) if runs else study.model
     command = f"treeplay experiment {study.protocol} --data DIR --model {model}"
     command += f" --size {sizes[0]} --seeds {','.join(map(str, seeds))}"
@@ -65,12 +64,23 @@ def _facts(study: Study) -> list[str]:
         f"Trained on {' / '.join(map(str, trained))} tasks; {len(seeds)} "
         f"seed{'s' * (len(seeds) != 1)}; evaluation tasks that share a tenth of their 13-grams "
         f"with training: {len(shared)}.",
-        f"Code {digests}; {named}.",
+        f"Code {_code(study)}; {named}.",
         "",
         "```",
         command,
         "```",
     ]
+
+
+def _code(study: Study) -> str:
+    """The digests of the code that made the results, and, of several, which arms each made."""
+    made: dict[str, list[str]] = {}
+    for arm in study.arms:
+        for digest in sorted({told["code"] for told in study.told[arm].values()}):
+            made.setdefault(digest, []).append(f"`{arm}`")
+    if len(made) == 1:
+        return next(iter(made))
+    return ", ".join(f"{digest} ({', '.join(arms)})" for digest, arms in made.items())
 
 
 def _rates(study: Study, group: Group) -> list[str]:
