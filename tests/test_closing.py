@@ -62,8 +62,11 @@ def test_a_fence_may_join_the_last_token() -> None:
     assert found == (*ids[:-1], 257, *ids_of(policy, "```"), END)
     assert decode(policy, found) == GOLDEN + "```"
     # Sampled ids that the tokenizer would not have written stay as they are.
-    sampled = (*ids[:-3], 999, *ids[-2:])
+    sampled = (*ids[:-3], 99, *ids[-2:])
     assert closed(policy, TASK, sampled, answer)[: len(ids)] == sampled
+    # Nor is a last token that says more than the answer does.
+    longer = (*ids[:-1], ids_of(policy, "\n")[0])
+    assert closed(policy, TASK, longer, answer)[: len(ids)] == longer
 
 
 def test_what_the_program_goes_on_behind_stays_open() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Literal, get_args
 
 import pytest
-from conftest import byte_tokenizer, tiny_llama
+from conftest import CHAT, byte_tokenizer, tiny_llama
 from hand import Grown, at, hand_task, hand_tree, spelled, with_branch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ from treeplay.grow import deepen
 from treeplay.judge.verdict import LABELS, Label
 from treeplay.policy.model import Policy, decode
 from treeplay.tasks.task import Task
-from treeplay.tree import Tree
+from treeplay.tree import Branch, Tree
 
 POLICY = Policy(tiny_llama(), byte_tokenizer(), "complete", "tiny")
 TASK = hand_task()
@@ -90,9 +90,11 @@ def test_the_full_extent_is_the_whole_answer() -> None:
     golden = (TASK.golden or "")[QUERY:]
     (one,) = drawn(tree_of(replace(BAD, text=more)), config)
     assert pairs([one]) == [(golden, BAD.text)]
-    assert one.rejected[-1] != 0
+    assert one.rejected[-1] == one.chosen[-1] == END  # neither side is told by its end
+    (short,) = drawn(tree_of(replace(BAD, ended="length")), config)
+    assert short.rejected[-1] != END
     (ended,) = drawn(tree_of(replace(BAD, ended="eos")), config)
-    assert ended.rejected[-1] == 0  # the end mark was the model's own decision
+    assert ended.rejected == tree_of(replace(BAD, ended="eos")).branches[0].ids
     (local,) = drawn(tree_of(replace(BAD, text='query = "a" + name', ended="eos")))
     assert 0 not in local.rejected
 
@@ -266,8 +268,8 @@ def test_what_is_never_done(
     for contrast in drawn(tree, config):
         node = tree.nodes[contrast.node]
         here = [b for b in tree.branches if b.node == node.id and b.verdict]
-        secure = [b.ids for b in here if b.verdict and b.verdict.label == "secure"]
-        vulnerable = [b.ids for b in here if b.verdict and b.verdict.label == "vulnerable"]
+        secure = [whole(b) for b in here if b.verdict and b.verdict.label == "secure"]
+        vulnerable = [whole(b) for b in here if b.verdict and b.verdict.label == "vulnerable"]
         golden = (*tree.path(None), END)[node.position :]
         assert contrast.prefix == tree.prefix(node)
         assert contrast.chosen
@@ -281,6 +283,11 @@ def test_what_is_never_done(
         extents = secure if extent == "full" else [first_statement(ids) for ids in secure]
         assert contrast.rejected not in extents
         assert 0 < contrast.weight <= 1
+
+
+def whole(branch: Branch) -> tuple[int, ...]:
+    """A branch that is an answer to its end, with the end mark."""
+    return (*branch.ids, END) if branch.ended == "answer" else branch.ids
 
 
 def starts(ids: tuple[int, ...], part: tuple[int, ...]) -> bool:
@@ -368,6 +375,28 @@ def test_the_golden_answer_with_its_end_is_not_rejected(method: str) -> None:
     tree = tree_of(golden, replace(golden, text="query = 1\n    return 0\n"))
     (one,) = drawn(tree, method=method)
     assert one.rejected == tree.branches[1].ids  # another answer keeps its end
+
+
+@pytest.mark.parametrize("style", ["complete", "chat"])
+def test_both_sides_of_a_whole_answer_are_closed_alike(style: Literal["complete", "chat"]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    policy = Policy(POLICY.model, tokenizer, style, "tiny")
+    wrong = "query = 1\n    return 0\n"
+    golden = (TASK.golden or "")[QUERY:]
+    fence = "```" if style == "chat" else ""
+    config = ContrastConfig(extent="full")
+    for method in ("tsp", "tsp-paper", "spin"):
+        branches = [Grown(0, wrong, line=0), Grown(0, golden, "secure"), Grown(0, golden)]
+        for some in (branches[:2], branches[:1]):
+            tree = hand_tree(policy, TASK, [QUERY], some)
+            (one,) = draw_contrasts(method, policy, [TASK], [tree], config).contrasts
+            assert one.chosen[-1] == one.rejected[-1] == END
+            assert decode(policy, one.chosen) == golden + fence
+            assert decode(policy, one.rejected) == wrong + fence
+        # The golden answer once more, whatever its verdict, is nothing to prefer or to reject.
+        tree = hand_tree(policy, TASK, [QUERY], branches[2:])
+        assert draw_contrasts(method, policy, [TASK], [tree], config).contrasts == ()
 
 
 def test_sft_is_the_golden_answer_alone() -> None:

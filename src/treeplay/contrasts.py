@@ -138,14 +138,14 @@ def tsp(
         for branch in here:
             label = branch.verdict.label if branch.verdict else "unknown"
             if label == "vulnerable":
-                bad[_branch_ids(task, tree, branch, config.extent)] += 1
+                bad[_branch_ids(policy, task, tree, branch, config.extent)] += 1
             elif label == "secure":
-                ids = _branch_ids(task, tree, branch, config.extent)
+                ids = _branch_ids(policy, task, tree, branch, config.extent)
                 secure.add(ids)
                 if config.siblings or node.branch is not None:
                     good[ids] = None
             elif config.broken and _is_broken(node, branch, config.extent):
-                broken[_branch_ids(task, tree, branch, config.extent)] = None
+                broken[_branch_ids(policy, task, tree, branch, config.extent)] = None
         for some in (bad, good, broken):
             some.pop((), None)
         # The same tokens can end well and badly (a late mistake): then they decide nothing here.
@@ -283,13 +283,13 @@ def tsp_paper(
     out = []
     for branch in tree.branches:
         node = tree.nodes[branch.node]
-        rejected = _branch_ids(task, tree, branch, "full")
+        rejected = _branch_ids(policy, task, tree, branch, "full")
         chosen = _golden(policy, task, tree, node, "full")
         counts["branches_unjudged"] += 1
         # The golden continuation, ended or not: all that it could unlearn is to end, or to go on.
         bare = tree.golden_ids[node.position - len(tree.prompt_ids) :]
         ended = branch.ended == "eos" and rejected == branch.ids
-        if rejected and (rejected[:-1] if ended else rejected) != bare:
+        if rejected and rejected != chosen and (rejected[:-1] if ended else rejected) != bare:
             out.append(Contrast(task.id, node.id, tree.prefix(node), chosen, rejected, 1.0))
     return out
 
@@ -391,16 +391,23 @@ def _golden(policy: Policy, task: Task, tree: Tree, node: Node, extent: Extent) 
     return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
 
 
-def _branch_ids(task: Task, tree: Tree, branch: Branch, extent: Extent) -> tuple[int, ...]:
+def _branch_ids(
+    policy: Policy, task: Task, tree: Tree, branch: Branch, extent: Extent
+) -> tuple[int, ...]:
     """A branch's token ids to the end of the statement that decides (the first finding's, else
-    the first), or of the answer. An end mark is part of the full extent only. A grafted branch
-    wrote one statement; what follows it is golden, even where a finding lies there."""
+    the first), or of the answer. The full extent is closed as golden answers are, with the model's
+    own end mark where it set one, unless the token budget ran out. A grafted branch wrote one
+    statement; what follows it is golden, even where a finding lies there."""
     node = tree.nodes[branch.node]
     grafted = _is_grafted(node, branch)
     if extent == "full" and not grafted:
         if branch.ended == "eos":
             return branch.ids
-        return _up_to(branch.ids, branch.starts, len(branch.answer))
+        ids = _up_to(branch.ids, branch.starts, len(branch.answer))
+        if branch.ended == "length" or not ids:
+            return ids
+        before = tree.prefix(node)[len(tree.prompt_ids) :]
+        return closed(policy, task, before + ids, branch.answer)[len(before) :]
     at = node.offset
     verdict = branch.verdict
     if verdict and verdict.label == "vulnerable" and verdict.findings and not grafted:
