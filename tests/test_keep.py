@@ -188,6 +188,7 @@ def test_interrupted_equals_uninterrupted(
         (["tasks.hold_out=0.1", "train.rates=[0.1, 0.1]"], "must be above 0 and differ"),
         (["tasks.hold_out=0.1", "method=grpo"], "keeps no snapshots"),
         (["contrasts.ordinary=-1"], "contrasts.ordinary is -1"),
+        (["contrasts.ordinary_text=own"], "contrasts.ordinary is 0"),
     ],
 )
 def test_settings_that_cannot_be(setting: list[str], words: str) -> None:

@@ -127,6 +127,11 @@ def _check_branches(config: Config) -> None:
             f"contrasts.broken is {config.contrasts.broken}, but method {config.method} does not "
             "learn from judged branches; set contrasts.broken=0"
         )
+    if config.contrasts.ordinary_text == "own" and not config.contrasts.ordinary:
+        raise ConfigError(
+            "contrasts.ordinary_text is own, but contrasts.ordinary is 0, so nobody is asked; set "
+            "contrasts.ordinary=24, say, or contrasts.ordinary_text=written"
+        )
     grafted = config.grow.completion == "graft" and config.golden.source == "reference"
     if config.grow.depth > 1 and grafted:
         raise ConfigError(

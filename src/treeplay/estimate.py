@@ -136,11 +136,11 @@ def _contrasts(game: Game) -> _Training:
     once = sum(map(sum, paths)) + branches * config.grow.max_tokens
     if config.contrasts.ordinary and config.method != "sven":
         seed, spoken = config.seed * 1000 + 1, config.tasks.languages
-        # The opponent's own answers are about as long as the written ones, and not there yet.
         written = replace(config.contrasts, ordinary_text="written")
         texts = ordinary_anchors(game.policy, written, seed, spoken)
-        if config.contrasts.ordinary_text == "own":
+        if config.contrasts.ordinary_text == "own":  # a prompt is no longer than its whole text
             sampled += len(texts) * ASKED.max_tokens
+            once += len(texts) * ASKED.max_tokens
         once += sum(len(one.prefix) + len(one.chosen) for one in texts)
     if config.rounds > 1:  # pairs of rounds before
         once = round(once / (1 - config.play.replay))

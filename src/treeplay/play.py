@@ -213,14 +213,9 @@ class Game:
             found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
-            own_tokens = 0
-            if found and self.config.contrasts.ordinary:
-                seed = self.config.seed * 1000 + number
-                spoken = self.config.tasks.languages
-                extra = ordinary_anchors(policy, self.config.contrasts, seed, spoken)
-                found = [*found, *with_reference(extra, trees, names)]
-                if self.config.contrasts.ordinary_text == "own":
-                    own_tokens = sum(len(one.chosen) for one in extra)
+            extra = self._ordinary(policy, number) if found else []
+            found = [*found, *with_reference(extra, trees, names)]
+            own = self.config.contrasts.ordinary_text == "own"
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,
@@ -249,13 +244,25 @@ class Game:
             {
                 "opponent": names[0],
                 "counts": drawn.counts,
-                "ordinary_tokens": own_tokens,
+                "ordinary_tokens": sum(len(one.chosen) for one in extra) if own else 0,
                 "opponents": {name: rates_to_json(rates(trees, name)) for name in names},
                 "warning": warning,
             },
         )
         write_jsonl(path, [contrast_to_json(contrast) for contrast in scored])
         return scored
+
+    def _ordinary(self, policy: Policy, number: int) -> list[Contrast]:
+        """Round ``number``'s anchors on ordinary code."""
+        config = self.config.contrasts
+        if not config.ordinary:
+            return []
+        stage = f"{self.player(number)} ordinary"
+        with self.run.timed(stage), self.reporter.stage(stage, config.ordinary) as meter:
+            seed = self.config.seed * 1000 + number
+            found = ordinary_anchors(policy, config, seed, self.config.tasks.languages)
+            meter.advance(config.ordinary)
+        return found
 
     def lesson(self, number: int) -> list[Contrast]:
         """What the player of round ``number`` is trained on: the round's contrasts, and with

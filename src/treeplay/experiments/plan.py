@@ -15,6 +15,7 @@ from treeplay.config import Config, Method, load_config
 from treeplay.errors import ConfigError
 from treeplay.experiments.data import Prepared
 from treeplay.experiments.protocol import SIZES, Protocol, Size
+from treeplay.ordinary.anchors import ASKED
 from treeplay.play_grow import WITHOUT_BRANCHES
 from treeplay.play_train import learns_from_contrasts
 from treeplay.run import write_text
@@ -187,6 +188,8 @@ def cost(plan: Plan, cell: Cell) -> Cost:
         tokens += count * (suite.max_tokens or config.eval.max_tokens)
     trained = sum(facts["train"].values())
     grown = 0 if cell.arm == BASE else trained * _task_tokens(config) * config.rounds
+    if cell.arm != BASE and config.contrasts.ordinary_text == "own":
+        grown += config.contrasts.ordinary * ASKED.max_tokens * config.rounds
     if cell.arm != BASE and config.method == "grpo" and config.grpo.budget:
         grown = config.grpo.budget * config.rounds
     learnt = 0 if cell.arm == BASE else (config.train.budget or None)

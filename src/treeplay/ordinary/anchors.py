@@ -13,11 +13,12 @@ from treeplay.policy.sample import Request, Row, SampleConfig, sample, seed_of
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.task import Task, make_task
 
-# How the opponent is asked for its own answers: as evaluation asks.
+# How the opponent is asked for its own answers: by the temperature that evaluation has by default.
 ASKED = SampleConfig(temperature=0.8, max_tokens=128)
-# Where the body of a first function begins: behind its docstring, or behind its first brace.
+# Where the body of a first function begins: behind its docstring, or behind the brace that follows
+# its parameters.
 PYTHON_BODY = re.compile(r'^[ \t]*def [^\n]*:\n(?:[ \t]+"""(?:.|\n)*?"""\n)?', re.MULTILINE)
-BRACE_BODY = re.compile(r"\{[ \t]*\n")
+BRACE_BODY = re.compile(r"\)[^(){};\n]*\s\{[ \t]*\n")
 
 
 def ordinary_anchors(
@@ -26,7 +27,8 @@ def ordinary_anchors(
     """``config.ordinary`` anchors, of other texts with another ``seed``; every epoch meets each.
 
     With ``config.ordinary_text`` "own" the opponent (``policy``) is asked for the rest of each
-    text, and what it answers is the anchor, with whatever ends it.
+    text, and what it answers is the anchor: as far as it was sampled, so with the end mark where
+    the model set one. Answers that were cut off teach the KL alone, not the likelihood, to go on.
     """
     texts = some_ordinary_code(config.ordinary, seed, languages)
     if config.ordinary_text == "own":
@@ -34,19 +36,21 @@ def ordinary_anchors(
     return anchors_of_text(policy, texts, config.ordinary_weight, config.ordinary_kind)
 
 
-def beginning(name: str, code: str) -> Task:
+def beginning(name: str, code: str) -> Task | None:
     """A task that asks for the rest of ordinary code: its prompt is ``code`` up to where the body
-    of the first function begins, or its first line."""
+    of the first function begins. None where there is no such place (a function in one line)."""
     language = name.partition("/")[0]
     body = (PYTHON_BODY if language == "python" else BRACE_BODY).search(code)
-    end = body.end() if body else code.find("\n") + 1 or len(code)
-    return make_task(id=f"ordinary/{name}", language=language, cwe=(), prompt=code[:end])
+    if body is None:
+        return None
+    return make_task(id=f"ordinary/{name}", language=language, cwe=(), prompt=code[: body.end()])
 
 
 def _own_answers(
     policy: Policy, texts: Mapping[str, str], config: ContrastConfig, seed: int
 ) -> list[Contrast]:
-    tasks = [beginning(name, text) for name, text in texts.items()]
+    asked = (beginning(name, text) for name, text in texts.items())
+    tasks = [task for task in asked if task is not None]
     paths = [encode_path(policy, task).ids for task in tasks]
     fits = [i for i, path in enumerate(paths) if len(path) + ASKED.max_tokens <= policy.max_length]
     tasks, paths = [tasks[i] for i in fits], [paths[i] for i in fits]
@@ -65,5 +69,5 @@ def _own_answers(
         for task, path, drawn in zip(
             tasks, paths, draw(requests, ASKED, policy.stop_ids, done, None), strict=True
         )
-        if drawn[0].ids
+        if drawn[0].ids and (kl or drawn[0].ended != "length")
     ]
