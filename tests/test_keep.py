@@ -18,6 +18,7 @@ import treeplay.play_keep
 from treeplay.config import load_config
 from treeplay.contrasts import Contrast, contrast_from_json
 from treeplay.errors import ConfigError, TaskError
+from treeplay.experiments.collect import used
 from treeplay.judge.verdict import Label, Verdict
 from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
 from treeplay.opponent import score_opponent
@@ -196,14 +197,16 @@ def test_settings_that_cannot_be(setting: list[str], words: str) -> None:
         load_config(None, setting)
 
 
-def open_game(folder: Path, writer: Path, resume: bool = False) -> Game:
+def open_game(
+    folder: Path, writer: Path, resume: bool = False, ordinary: dict[str, Any] | None = None
+) -> Game:
     source = str(writer / "tasks.jsonl")
     recipe = {
         "method": "sft",
         "out": str(folder / "run"),
         "model": {"name": str(writer), "threads": 1},
         "tasks": {"train": source, "eval": [source], "hold_out": 0.3},
-        "contrasts": {"ordinary": 2, "ordinary_kind": "likelihood"},
+        "contrasts": ordinary or {"ordinary": 2, "ordinary_kind": "likelihood"},
         "train": {
             "epochs": 2,
             "rates": [1e-3, 1e-4],
@@ -218,6 +221,26 @@ def open_game(folder: Path, writer: Path, resume: bool = False) -> Game:
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
     return Game(open_run(load_config(path), resume=resume), Reporter(quiet=True))
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_own_answers_are_asked_for_and_counted(writer: Path, tmp_path: Path) -> None:
+    own = {"ordinary": 4, "ordinary_text": "own"}
+    learnt = []
+    for name in ("one", "again"):
+        game = open_game(tmp_path / name, writer, ordinary=own)
+        learnt.append(game.contrasts(1))
+        game.close()
+        assert game.run.manifest["config"]["contrasts"]["ordinary_text"] == "own"
+    assert learnt[0] == learnt[1]
+    anchors = [one for one in learnt[0] if one.task.startswith("ordinary/")]
+    assert anchors
+    assert all(one.kl and one.opponent == "base" for one in anchors)
+    tokens = sum(len(one.chosen) for one in anchors)
+    run = tmp_path / "one" / "run"
+    assert read_json(run / "round-1" / "contrasts.json")["ordinary_tokens"] == tokens
+    assert "round-1 ordinary" in read_json(run / "timings.json")
+    assert used(run)["sampled"] == tokens
 
 
 @pytest.mark.usefixtures("sandbox")
