@@ -65,6 +65,7 @@ LEAVES = list(leaves())
 # Settings that are refused without another one.
 NEEDS = {
     "contrasts.extent": ["grow.completion=model"],  # whole extents need whole branches
+    "contrasts.ordinary_text": ["contrasts.ordinary=1"],
     "grow.depth": ["grow.completion=model"],  # as do late mistakes
     "play.newest": ["play.opponents=pool"],
     "play.watch": ["play.patience=1"],
