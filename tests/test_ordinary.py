@@ -118,7 +118,9 @@ def test_the_opponent_s_own_answers_become_anchors(style: Literal["complete", "c
     tokenizer.chat_template = CHAT
     policy = Policy(tiny_llama(), tokenizer, style, "tiny")
     config = ContrastConfig(ordinary=6, ordinary_weight=0.5, ordinary_text="own")
-    anchors = ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
+    found = ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
+    anchors = found.anchors
+    assert found.sampled == sum(len(a.chosen) for a in anchors)
     assert [a.task for a in anchors] == [
         f"ordinary/{name}" for name in some_ordinary_code(6, 3, ("python", "go"))
     ]
@@ -130,24 +132,25 @@ def test_the_opponent_s_own_answers_become_anchors(style: Literal["complete", "c
         assert anchor.prefix == encode_path(policy, task).ids
         assert 0 < len(anchor.chosen) <= ASKED.max_tokens
         assert (anchor.rejected, anchor.weight, anchor.kl, anchor.node) == ((), 0.5, True, -1)
-    assert anchors == ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
-    assert anchors != ordinary_anchors(policy, config, seed=4, languages=("python", "go"))
+    assert found == ordinary_anchors(policy, config, seed=3, languages=("python", "go"))
+    assert found != ordinary_anchors(policy, config, seed=4, languages=("python", "go"))
     # One at a time is the same as all at once: each draw has a seed of its own.
     (first, *_) = anchors
     alone = ordinary_anchors(policy, replace(config, ordinary=1), seed=3, languages=("python",))
-    assert [a.chosen for a in alone if a.task == first.task] == [first.chosen]
+    assert [a.chosen for a in alone.anchors if a.task == first.task] == [first.chosen]
     # Nobody learns by heart to go on where an answer was cut off.
     likely = ordinary_anchors(
         policy, replace(config, ordinary_kind="likelihood"), seed=3, languages=("python", "go")
     )
     whole = [a.chosen for a in anchors if len(a.chosen) < ASKED.max_tokens]
-    assert [a.chosen for a in likely] == whole
-    assert not any(anchor.kl for anchor in likely)
+    assert [a.chosen for a in likely.anchors] == whole
+    assert not any(anchor.kl for anchor in likely.anchors)
+    assert likely.sampled == found.sampled > sum(map(len, whole))  # cut answers cost tokens too
 
 
 def test_what_does_not_fit_is_not_asked_for() -> None:
     policy = Policy(tiny_llama(max_position_embeddings=220), byte_tokenizer(), "complete", "tiny")
     config = ContrastConfig(ordinary=20, ordinary_text="own")
-    anchors = ordinary_anchors(policy, config, seed=0)
+    anchors = ordinary_anchors(policy, config, seed=0).anchors
     assert 0 < len(anchors) < 20
     assert all(len(a.prefix) + len(a.chosen) <= 220 for a in anchors)

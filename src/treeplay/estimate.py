@@ -137,7 +137,7 @@ def _contrasts(game: Game) -> _Training:
     if config.contrasts.ordinary and config.method != "sven":
         seed, spoken = config.seed * 1000 + 1, config.tasks.languages
         written = replace(config.contrasts, ordinary_text="written")
-        texts = ordinary_anchors(game.policy, written, seed, spoken)
+        texts = ordinary_anchors(game.policy, written, seed, spoken).anchors
         if config.contrasts.ordinary_text == "own":  # a prompt is no longer than its whole text
             sampled += len(texts) * ASKED.max_tokens
             once += len(texts) * ASKED.max_tokens

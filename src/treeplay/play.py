@@ -24,7 +24,7 @@ from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
-from treeplay.ordinary.anchors import ordinary_anchors
+from treeplay.ordinary.anchors import Ordinary, ordinary_anchors
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
@@ -213,9 +213,8 @@ class Game:
             found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
-            extra = self._ordinary(policy, number) if found else []
-            found = [*found, *with_reference(extra, trees, names)]
-            own = self.config.contrasts.ordinary_text == "own"
+            extra = self._ordinary(policy, number) if found else Ordinary()
+            found = [*found, *with_reference(extra.anchors, trees, names)]
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,
@@ -244,7 +243,7 @@ class Game:
             {
                 "opponent": names[0],
                 "counts": drawn.counts,
-                "ordinary_tokens": sum(len(one.chosen) for one in extra) if own else 0,
+                "ordinary_tokens": extra.sampled,
                 "opponents": {name: rates_to_json(rates(trees, name)) for name in names},
                 "warning": warning,
             },
@@ -252,11 +251,11 @@ class Game:
         write_jsonl(path, [contrast_to_json(contrast) for contrast in scored])
         return scored
 
-    def _ordinary(self, policy: Policy, number: int) -> list[Contrast]:
+    def _ordinary(self, policy: Policy, number: int) -> Ordinary:
         """Round ``number``'s anchors on ordinary code."""
         config = self.config.contrasts
         if not config.ordinary:
-            return []
+            return Ordinary()
         stage = f"{self.player(number)} ordinary"
         with self.run.timed(stage), self.reporter.stage(stage, config.ordinary) as meter:
             seed = self.config.seed * 1000 + number

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from treeplay.contrasts import Contrast, ContrastConfig, anchors_of_text
@@ -21,9 +22,18 @@ PYTHON_BODY = re.compile(r'^[ \t]*def [^\n]*:\n(?:[ \t]+"""(?:.|\n)*?"""\n)?', r
 BRACE_BODY = re.compile(r"\)[^(){};\n]*\s\{[ \t]*\n")
 
 
+@dataclass(frozen=True)
+class Ordinary:
+    """Anchors, and how many tokens the opponent was asked to sample for them, those of answers that
+    became none counted too."""
+
+    anchors: tuple[Contrast, ...] = ()
+    sampled: int = 0
+
+
 def ordinary_anchors(
     policy: Policy, config: ContrastConfig, seed: int, languages: tuple[str, ...] = ()
-) -> list[Contrast]:
+) -> Ordinary:
     """``config.ordinary`` anchors, of other texts with another ``seed``; every epoch meets each.
 
     With ``config.ordinary_text`` "own" the opponent (``policy``) is asked for the rest of each
@@ -33,7 +43,8 @@ def ordinary_anchors(
     texts = some_ordinary_code(config.ordinary, seed, languages)
     if config.ordinary_text == "own":
         return _own_answers(policy, texts, config, seed)
-    return anchors_of_text(policy, texts, config.ordinary_weight, config.ordinary_kind)
+    kind = config.ordinary_kind
+    return Ordinary(tuple(anchors_of_text(policy, texts, config.ordinary_weight, kind)))
 
 
 def beginning(name: str, code: str) -> Task | None:
@@ -48,7 +59,7 @@ def beginning(name: str, code: str) -> Task | None:
 
 def _own_answers(
     policy: Policy, texts: Mapping[str, str], config: ContrastConfig, seed: int
-) -> list[Contrast]:
+) -> Ordinary:
     asked = (beginning(name, text) for name, text in texts.items())
     tasks = [task for task in asked if task is not None]
     paths = [encode_path(policy, task).ids for task in tasks]
@@ -63,11 +74,11 @@ def _own_answers(
         return cut_answer(tasks[request], decode(policy, list(ids))).complete
 
     draw = policy.sampler or partial(sample, policy.model)
+    drawn = [rows[0] for rows in draw(requests, ASKED, policy.stop_ids, done, None)]
     weight, kl = config.ordinary_weight, config.ordinary_kind == "kl"
-    return [
-        Contrast(task.id, -1, path, drawn[0].ids, (), weight, kl=kl)
-        for task, path, drawn in zip(
-            tasks, paths, draw(requests, ASKED, policy.stop_ids, done, None), strict=True
-        )
-        if drawn[0].ids and (kl or drawn[0].ended != "length")
-    ]
+    anchors = tuple(
+        Contrast(task.id, -1, path, one.ids, (), weight, kl=kl)
+        for task, path, one in zip(tasks, paths, drawn, strict=True)
+        if one.ids and (kl or one.ended != "length")
+    )
+    return Ordinary(anchors, sum(len(one.ids) for one in drawn))
