@@ -16,16 +16,14 @@ from typing import Any, Literal
 
 from treeplay.closing import closed
 from treeplay.errors import TaskError
-from treeplay.grow import line_offset
+from treeplay.extents import Extent, branch_extent, golden_extent, is_grafted
 from treeplay.policy.model import Policy, encode_path
-from treeplay.tasks.answer import statement_ends
 from treeplay.tasks.task import Task
 from treeplay.tokens_changed import changed_mask, changed_spans
 from treeplay.tree import Branch, Node, Tree
 from treeplay.trie import Path, mistake
 from treeplay.values import value_of_choice
 
-Extent = Literal["local", "full"]
 Weights = Literal["uniform", "rate", "value"]
 Anchor = Literal["likelihood", "kl"]
 
@@ -134,18 +132,18 @@ def tsp(
         good: dict[tuple[int, ...], None] = {}
         secure: set[tuple[int, ...]] = set()
         if node.branch is None:
-            good[_golden(policy, task, tree, node, config.extent)] = None
+            good[golden_extent(policy, task, tree, node, config.extent)] = None
         for branch in here:
             label = branch.verdict.label if branch.verdict else "unknown"
             if label == "vulnerable":
-                bad[_branch_ids(policy, task, tree, branch, config.extent)] += 1
+                bad[branch_extent(policy, task, tree, branch, config.extent)] += 1
             elif label == "secure":
-                ids = _branch_ids(policy, task, tree, branch, config.extent)
+                ids = branch_extent(policy, task, tree, branch, config.extent)
                 secure.add(ids)
                 if config.siblings or node.branch is not None:
                     good[ids] = None
             elif config.broken and _is_broken(node, branch, config.extent):
-                broken[_branch_ids(policy, task, tree, branch, config.extent)] = None
+                broken[branch_extent(policy, task, tree, branch, config.extent)] = None
         for some in (bad, good, broken):
             some.pop((), None)
         # The same tokens can end well and badly (a late mistake): then they decide nothing here.
@@ -192,7 +190,7 @@ def _is_broken(node: Node, branch: Branch, extent: Extent) -> bool:
     verdict = branch.verdict
     if verdict is None or branch.ended == "length":
         return False
-    grafted = _is_grafted(node, branch)
+    grafted = is_grafted(node, branch)
     if (grafted and branch.ended != "answer") or (extent == "local" and not grafted):
         return False
     return verdict.label == "invalid" or (verdict.label == "inert" and verdict.functional is False)
@@ -201,10 +199,6 @@ def _is_broken(node: Node, branch: Branch, extent: Extent) -> bool:
 def _begins(ids: tuple[int, ...], others: set[tuple[int, ...]]) -> bool:
     """Whether one of ``others`` begins with ``ids``."""
     return any(other[: len(ids)] == ids for other in others)
-
-
-def _is_grafted(node: Node, branch: Branch) -> bool:
-    return branch.completion == "graft" and node.branch is None
 
 
 def _by_value(
@@ -217,7 +211,7 @@ def _by_value(
 ) -> list[Contrast]:
     """Contrasts of a node with the weights of :mod:`treeplay.values`."""
     on_branch = node.branch is not None
-    golden = () if on_branch else _golden(policy, task, tree, node, config.extent)
+    golden = () if on_branch else golden_extent(policy, task, tree, node, config.extent)
     full, prior = config.extent == "full", config.value_prior
 
     def worth(chosen: tuple[int, ...]) -> float:
@@ -283,8 +277,8 @@ def tsp_paper(
     out = []
     for branch in tree.branches:
         node = tree.nodes[branch.node]
-        rejected = _branch_ids(policy, task, tree, branch, "full")
-        chosen = _golden(policy, task, tree, node, "full")
+        rejected = branch_extent(policy, task, tree, branch, "full")
+        chosen = golden_extent(policy, task, tree, node, "full")
         counts["branches_unjudged"] += 1
         # The golden continuation, ended or not: all that it could unlearn is to end, or to go on.
         bare = tree.golden_ids[node.position - len(tree.prompt_ids) :]
@@ -308,31 +302,33 @@ def dpo(
     policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
 ) -> list[Contrast]:
     """The golden answer against the vulnerable one, whole."""
-    wrong = _vulnerable(policy, task, tree)
-    if wrong is None or not tree.golden_ids:
-        counts["without_vulnerable_reference"] += 1
+    wrong = _vulnerable(policy, task, tree, counts)
+    if wrong is None:
         return []
     whole = closed(policy, task, tree.golden_ids, tree.golden)
     against = closed(policy, task, wrong.ids, wrong.text)
     return [Contrast(task.id, -1, tree.prompt_ids, whole, against, 1.0)]
 
 
-def _vulnerable(policy: Policy, task: Task, tree: Tree) -> Path | None:
+def _vulnerable(policy: Policy, task: Task, tree: Tree, counts: Counter[str]) -> Path | None:
     """The vulnerable answer behind the prompt: the given one, or, where the golden path is the
-    opponent's own, a sample of it."""
-    if task.vulnerable is None:
-        return mistake(tree)
-    path = encode_path(policy, task, task.vulnerable)
-    return Path(path.ids[path.n_prompt :], path.starts[path.n_prompt :], task.vulnerable)
+    opponent's own, a sample of it. None, and counted, where there is none or nothing to prefer."""
+    wrong = None
+    if tree.golden_ids and task.vulnerable is None:
+        wrong = mistake(tree)
+    elif tree.golden_ids and task.vulnerable is not None:
+        path = encode_path(policy, task, task.vulnerable)
+        wrong = Path(path.ids[path.n_prompt :], path.starts[path.n_prompt :], task.vulnerable)
+    counts["without_vulnerable_reference"] += wrong is None
+    return wrong
 
 
 def safecoder(
     policy: Policy, task: Task, tree: Tree, config: ContrastConfig, counts: Counter[str]
 ) -> list[Contrast]:
     """The two given answers, with masks of the tokens in which they differ."""
-    wrong = _vulnerable(policy, task, tree)
-    if wrong is None or not tree.golden_ids:
-        counts["without_vulnerable_reference"] += 1
+    wrong = _vulnerable(policy, task, tree, counts)
+    if wrong is None:
         return []
     golden, vulnerable = tree.golden, wrong.text
     new = changed_mask(tree.golden_starts, len(golden), changed_spans(golden, vulnerable))
@@ -380,52 +376,6 @@ def check_references(method: str, tasks: Sequence[Task], data: str) -> None:
             f"the {len(tasks)} training tasks of {data} has a vulnerable one; give tasks with "
             "pairs (tasks.train), or choose a method that makes its own mistakes, such as tsp"
         )
-
-
-def _golden(policy: Policy, task: Task, tree: Tree, node: Node, extent: Extent) -> tuple[int, ...]:
-    """Golden token ids from the node to the end of its statement, or of the closed answer."""
-    first = node.position - len(tree.prompt_ids)
-    if extent == "full":
-        return closed(policy, task, tree.golden_ids, tree.golden)[first:]
-    end = _statement_end(task, tree.golden, node.offset)
-    return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
-
-
-def _branch_ids(
-    policy: Policy, task: Task, tree: Tree, branch: Branch, extent: Extent
-) -> tuple[int, ...]:
-    """A branch's token ids to the end of the statement that decides (the first finding's, else
-    the first), or of the answer. The full extent is closed as golden answers are, with the model's
-    own end mark where it set one, unless the token budget ran out. A grafted branch wrote one
-    statement; what follows it is golden, even where a finding lies there."""
-    node = tree.nodes[branch.node]
-    grafted = _is_grafted(node, branch)
-    if extent == "full" and not grafted:
-        if branch.ended == "eos":
-            return branch.ids
-        ids = _up_to(branch.ids, branch.starts, len(branch.answer))
-        if branch.ended == "length" or not ids:
-            return ids
-        before = tree.prefix(node)[len(tree.prompt_ids) :]
-        return closed(policy, task, before + ids, branch.answer)[len(before) :]
-    at = node.offset
-    verdict = branch.verdict
-    if verdict and verdict.label == "vulnerable" and verdict.findings and not grafted:
-        at = max(at, line_offset(task, branch.answer, verdict.findings[0].line_start))
-    end = _statement_end(task, branch.answer, at)
-    return _up_to(branch.ids, branch.starts, end)
-
-
-def _statement_end(task: Task, answer: str, offset: int) -> int:
-    """Where the statement that holds ``offset`` ends, its line break left out."""
-    for end in statement_ends(task, answer):
-        if end > max(offset, 0):
-            return len(answer[:end].rstrip())
-    return len(answer.rstrip())
-
-
-def _up_to(ids: tuple[int, ...], starts: tuple[int, ...], end: int) -> tuple[int, ...]:
-    return tuple(token for token, start in zip(ids, starts, strict=True) if start < end)
 
 
 def contrast_to_json(contrast: Contrast) -> dict[str, Any]:
