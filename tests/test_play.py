@@ -245,6 +245,31 @@ def copied(played: Path, folder: Path) -> Path:
     return played.parent / "recipe.yaml"
 
 
+def test_players_can_be_evaluated_anew(
+    played: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is trained again, and asked as at first they answer as at first."""
+    path = copied(played, tmp_path)
+    run = tmp_path / "run"
+    before = content(run)
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    for samples in (3, 8):
+        game(path, run, f"eval.samples={samples}", resume=True).play()
+        rows = read_jsonl(run / "eval/round-1.jsonl")
+        assert {row["sample"] for row in rows} == set(range(samples))
+        assert read_json(run / "manifest.json")["config"]["eval"]["samples"] == samples
+    assert "eval.samples changed: players are evaluated anew, eval-2 is as it was" in said
+    build_report(run)
+    after = content(run)
+    assert {name for name in after if name.startswith("eval-")} > {"eval-1/base.jsonl"}
+    assert after["eval-1/round-1.jsonl"] == before["eval/round-1.jsonl"]
+    for name, made in before.items():
+        if name not in ("manifest.json", "report.json"):
+            assert after[name] == made, name
+    assert after["report.json"]["rows"] == before["report.json"]["rows"]
+
+
 def test_an_exchanged_adapter_is_refused(played: Path, tmp_path: Path) -> None:
     path = copied(played, tmp_path)
     weights = tmp_path / "run/round-1/adapter/adapter_model.safetensors"

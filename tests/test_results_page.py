@@ -118,6 +118,12 @@ def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> No
     write_page(results, page)
     # Of several, which arms each made: a comparison across them is to be seen as one.
     assert f"Code {digest} (`base`, `tsp`, `sft`, `dpo`), 0ther (`sft`); python" in page.read_text()
+    # A player that was trained by other code than evaluated it.
+    told = json.loads(path.read_text())
+    told["runs"][0]["run"]["code"] = "began"
+    path.write_text(json.dumps(told))
+    write_page(results, page)
+    assert "began, evaluated by 0ther (`sft`); python" in page.read_text()
 
 
 def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:

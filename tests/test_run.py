@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from treeplay import run as run_module
-from treeplay.config import Config, load_config
+from treeplay.config import Config, load_config, to_dict
 from treeplay.errors import RunError
 from treeplay.run import (
     open_run,
@@ -180,6 +180,39 @@ def test_a_changed_configuration_is_refused_with_its_keys(tmp_path: Path) -> Non
     begun(tmp_path / "run")
     changed = load_config(None, [f"out={tmp_path / 'run'}", "seed=1", "train.lora.r=4"])
     with pytest.raises(RunError, match=r"other settings: seed, train\.lora\.r differ"):
+        open_run(changed, resume=True)
+
+
+def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
+    """Players are kept; the evaluation before is put aside, and nothing of it is taken for new."""
+    begun(tmp_path / "run")
+    run = tmp_path / "run"
+    for number, changes in enumerate(
+        (["eval.max_tokens=9"], ["tasks.eval=[mine]", "eval.samples=2"])
+    ):
+        first = open_run(load_config(None, [f"out={run}", *changes]), resume=True)
+        assert first.note == (
+            ("eval.max_tokens", "tasks.eval, eval.max_tokens, eval.samples")[number]
+            + f" changed: players are evaluated anew, eval-{number + 1} is as it was"
+        )
+        assert (run / f"eval-{number + 1}/base.jsonl").is_file()
+        assert not (run / "eval").exists()
+        assert read_json(run / "manifest.json")["config"] == to_dict(first.config)
+        assert open_run(first.config, resume=True).note == ""
+        for name in ("report.json", "tasks.jsonl", "eval/base.jsonl"):
+            (run / name).parent.mkdir(exist_ok=True)
+            (run / name).write_text("{}\n")
+    with pytest.raises(RunError, match=r"other settings: seed, tasks\.eval, eval\.samples differ"):
+        open_run(load_config(None, [f"out={run}", "seed=1"]), resume=True)
+
+
+@pytest.mark.parametrize("learnt", ["tasks.hold_out=0.1", "play.watch=mine"])
+def test_what_is_asked_may_not_change_where_it_decides_what_is_learnt(
+    tmp_path: Path, learnt: str
+) -> None:
+    begun(tmp_path / "run", learnt)
+    changed = load_config(None, [f"out={tmp_path / 'run'}", learnt, "eval.max_tokens=9"])
+    with pytest.raises(RunError, match=r"other settings: eval\.max_tokens differ"):
         open_run(changed, resume=True)
 
 

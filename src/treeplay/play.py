@@ -71,6 +71,8 @@ class Game:
     ) -> None:
         config = run.config
         self.run, self.config, self.reporter = run, config, reporter
+        if run.note:
+            reporter.say(run.note)
         if not config.judge.unsafe:
             check_sandbox()
         self.sandbox = Sandbox(unsafe=config.judge.unsafe)
@@ -96,12 +98,14 @@ class Game:
         run.name("tokenizer", tokenizer_digest(self.policy.tokenizer))
         asked = [*self.suites, *([self.held] if self.held else [])]
         self.tasks, asked = what_fits(self.policy, self.tasks, asked, config, reporter.say)
-        every = [*self.tasks, *(t for suite in asked for t in suite.tasks)]
         if self.held:
             self.held = asked.pop()
         self.suites = asked
-        lines = [json.dumps(task_to_json(task)) for task in every]
-        run.name("tasks", hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16])
+        learnt = [*self.tasks, *(self.held.tasks if self.held else ())]
+        evaluated = [task for suite in self.suites for task in suite.tasks]
+        every = [*learnt, *evaluated]
+        run.name("training tasks", _tasks_digest(learnt))
+        run.name("evaluation tasks", _tasks_digest(evaluated))
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)
         run.name("judge", self.judge.identity())
         untested = sorted({task.language for task in every if task.tests is None})
@@ -320,3 +324,8 @@ class Game:
                 raise
             self.evaluate(number)
         end(self, self.config.rounds, "")
+
+
+def _tasks_digest(tasks: Sequence[Task]) -> str:
+    lines = (json.dumps(task_to_json(task)) for task in tasks)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -7,12 +7,14 @@
 
 A stage writes its items to ``NAME.part`` as they come and renames it when the last is there. A
 killed stage goes on behind the last whole group in its part file; since every item depends on
-seeds and inputs alone, the file ends up the same.
+seeds and inputs alone, the file ends up the same. Where only what is asked in evaluation changed,
+the players stay and are evaluated anew (``eval-1/``, ... then hold the evaluations before).
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import platform
@@ -21,7 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from importlib import metadata
+from functools import lru_cache
+from importlib import metadata, resources
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,12 +42,13 @@ AT_THE_START = ("manifest.json", "tasks.jsonl", "timings.json")
 
 @dataclass
 class Run:
-    """An open run folder."""
+    """An open run folder. ``note``: what a person should know of how it was opened."""
 
     folder: Path
     config: Config
     manifest: dict[str, Any]
     timings: dict[str, float] = field(default_factory=dict)
+    note: str = ""
 
     def path(self, *parts: str) -> Path:
         path = self.folder.joinpath(*parts)
@@ -82,7 +86,9 @@ class Run:
 
 def open_run(config: Config, *, resume: bool) -> Run:
     """Open ``config.out``: a new folder, or with ``resume`` one that was begun with the same
-    configuration. Raises :class:`RunError` otherwise, naming the keys that differ."""
+    configuration. Where they differ in what is asked in evaluation alone, what was answered before
+    is put aside, and the players that are there are asked anew. Raises :class:`RunError` otherwise,
+    naming the keys that differ."""
     folder = Path(config.out)
     path = folder / "manifest.json"
     if not path.is_file() or _may_begin_again(path, config, resume):
@@ -105,6 +111,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
             "versions": versions(config.method),
+            "code": code_digest(),
             "identities": {},
         }
         write_json(path, manifest)
@@ -116,7 +123,8 @@ def open_run(config: Config, *, resume: bool) -> Run:
         )
     manifest = _read_manifest(path)
     keys = differing_keys(manifest["config"], to_dict(config))
-    if keys:
+    anew = bool(keys) and _asks_otherwise(keys, config)
+    if keys and not anew:
         raise RunError(
             f"{folder} was begun with other settings: {', '.join(keys)} differ; "
             "resume with the same ones, or choose another folder with out=FOLDER"
@@ -129,8 +137,35 @@ def open_run(config: Config, *, resume: bool) -> Run:
             + ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in changed)
             + "; install those, or choose another folder with out=FOLDER"
         )
-    timings = folder / "timings.json"
-    return Run(folder, config, manifest, read_json(timings) if timings.is_file() else {})
+    path = folder / "timings.json"
+    run = Run(folder, config, manifest, read_json(path) if path.is_file() else {})
+    if anew:
+        _ask_anew(run, keys)
+    return run
+
+
+def _asks_otherwise(keys: Sequence[str], config: Config) -> bool:
+    """Whether ``keys`` decide what players are asked in evaluation, and nothing that they learn:
+    of held-out tasks and of a watched suite they do both."""
+    asked = all(key == "tasks.eval" or key.startswith("eval.") for key in keys)
+    return asked and not config.tasks.hold_out and not config.play.watch
+
+
+def _ask_anew(run: Run, keys: Sequence[str]) -> None:
+    """Put the evaluations of ``run`` aside, since ``keys`` of its configuration differ."""
+    old, number = run.folder / "eval", 1
+    while (run.folder / f"eval-{number}").exists():
+        number += 1
+    for name in ("report.json", "report.html", "tasks.jsonl"):
+        (run.folder / name).unlink(missing_ok=True)
+    if old.is_dir():
+        old.rename(run.folder / f"eval-{number}")
+    run.timings = {stage: spent for stage, spent in run.timings.items() if " eval " not in stage}
+    run.manifest["identities"].pop("evaluation tasks", None)
+    run.manifest.pop("warnings", None)  # of answers
+    run.manifest["config"] = to_dict(run.config)
+    write_json(run.folder / "manifest.json", run.manifest)
+    run.note = f"{', '.join(keys)} changed: players are evaluated anew, eval-{number} is as it was"
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
@@ -288,6 +323,16 @@ def versions(method: str = "") -> dict[str, str]:
     if method == "grpo":
         out["trl"] = require_trl()
     return out
+
+
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """A digest of this package's Python source: the same string means the same code."""
+    root = Path(str(resources.files("treeplay")))
+    found = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def peak_memory_mb() -> float:

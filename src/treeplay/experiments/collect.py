@@ -7,12 +7,9 @@ from these counts, so anybody can make them again without the model, or make oth
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
-from functools import lru_cache
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,7 @@ from typing import Any
 from treeplay.errors import RunError
 from treeplay.metrics import Scored
 from treeplay.report import build_report, read_run
-from treeplay.run import read_json, read_jsonl, write_text
+from treeplay.run import code_digest, read_json, read_jsonl, write_text
 from treeplay.tasks.select import Suite
 
 LABELS = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")
@@ -79,6 +76,7 @@ def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> di
             "warnings": report["run"]["manifest"].get("warnings", []),
             "config": config,
             "versions": report["run"]["manifest"].get("versions", {}),
+            "code": report["run"]["manifest"].get("code", ""),
             "identities": report["run"]["manifest"].get("identities", {}),
         },
         "rows": [row for row in report["rows"] if row["cwe"] is None and row["round"] == last],
@@ -158,13 +156,3 @@ def without_paths(value: Any, folders: Iterable[tuple[Path, str]]) -> Any:
         for folder, name in folders:
             value = value.replace(str(folder), name)
     return value
-
-
-@lru_cache(maxsize=1)
-def code_digest() -> str:
-    """A digest of this package's Python source: the same string means the same code."""
-    root = Path(str(resources.files("treeplay")))
-    found = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(str(path.relative_to(root)).encode() + path.read_bytes())
-    return found.hexdigest()[:16]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -76,11 +76,20 @@ def _code(study: Study) -> str:
     """The digests of the code that made the results, and, of several, which arms each made."""
     made: dict[str, list[str]] = {}
     for arm in study.arms:
-        for digest in sorted({told["code"] for told in study.told[arm].values()}):
+        codes = {code for told in study.told[arm].values() for code in _codes(told)}
+        for digest in sorted(codes):
             made.setdefault(digest, []).append(f"`{arm}`")
     if len(made) == 1:
         return next(iter(made))
     return ", ".join(f"{digest} ({', '.join(arms)})" for digest, arms in made.items())
+
+
+def _codes(told: Mapping[str, Any]) -> Iterator[str]:
+    """The code that each run of a result began with and, where another evaluated it, that too."""
+    now = told["code"]
+    for run in told["runs"] or [{}]:
+        began = run.get("run", {}).get("code") or now
+        yield began if began == now else f"{began}, evaluated by {now}"
 
 
 def _rates(study: Study, group: Group) -> list[str]:
