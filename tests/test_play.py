@@ -219,7 +219,10 @@ def test_the_player_becomes_secure_where_it_played(played: Path) -> None:
 def test_the_manifest_names_everything(played: Path, writer: Path) -> None:
     manifest = read_json(played / "manifest.json")
     names = manifest["identities"]
-    assert list(names) == ["base", "tokenizer", "tasks", "judge", "round-1 opponent", "round-1"]
+    assert list(names) == [
+        *("base", "tokenizer", "training tasks", "evaluation tasks", "judge"),
+        *("round-1 opponent", "round-1"),
+    ]
     assert names["base"] == load_policy(ModelConfig(str(writer))).identity
     assert names["round-1 opponent"] == "base"
     assert manifest["config"]["model"]["name"] == str(writer)

@@ -15,6 +15,10 @@ from treeplay.experiments.page import BEGIN, END, page_files, write_page
 from treeplay.experiments.results import read_studies
 
 ROOT = Path(__file__).parents[1]
+CONFIG: dict[str, Any] = {
+    "tasks": {"eval": ["OUT/data/s.jsonl@token"]},
+    "eval": {"samples": 10, "max_tokens": 64, "temperature": 0.8, "top_p": 0.95},
+}
 
 
 def row(task: str, secure: int, vulnerable: int, **more: Any) -> list[Any]:
@@ -44,7 +48,7 @@ def row(task: str, secure: int, vulnerable: int, **more: Any) -> list[Any]:
 def write(folder: Path, arm: str, seed: int, rows: list[list[Any]], **more: Any) -> None:
     run = {
         "fold": 0,
-        "run": {"versions": {"python": "3.11"}},
+        "run": {"versions": {"python": "3.11"}, "config": CONFIG},
         "timings": {"round-1 grow": 5.0, "round-1 judge": 2.0, "round-1 eval judge": 1.0},
         "used": {"sampled": 700, "nodes": 7, "gradient": 9000},
         "tasks": rows,
@@ -106,6 +110,43 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert fewer.replace("\u2212", "-") == "-20.0 [-20.0, -20.0]"
     assert line(text, "`tsp`", "2", "700")[1:] == ["2", "700", "9,000", "7", "0", "1"]
     assert "- `dpo`, seed 0 has no result: there are no pairs" in text
+
+
+def test_answers_that_the_budget_ended_are_counted(results: Path, page: Path) -> None:
+    write(results, "tsp", 0, [row("a", 4, 2, cut=3), row("b", 5, 2, cut=1)])
+    write_page(results, page)
+    text = page.read_text()
+    heads = line(text, "arm", "SPR@1")
+    assert line(text, "`tsp`", "45.0")[heads.index("cut off")] == "10.0"  # seed 1: none
+    path = results / "main" / "tiny" / "sft" / "1.json"  # from before they were counted
+    told = json.loads(path.read_text())
+    told["columns"].remove("cut")
+    told["tasks"] = [counts[:-1] for counts in told["tasks"]]
+    path.write_text(json.dumps(told))
+    write_page(results, page)
+    assert line(page.read_text(), "`sft`", "25.0")[heads.index("cut off")] == "0.0"
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"eval": {**CONFIG["eval"], "max_tokens": 96}}, "eval.max_tokens"),
+        ({"tasks": {"eval": ["elsewhere/s.jsonl@token,max_tokens=256"]}}, "suites"),
+    ],
+)
+def test_answers_to_other_questions_are_not_compared(
+    results: Path, page: Path, change: dict[str, Any], key: str
+) -> None:
+    path = results / "main" / "tiny" / "tsp" / "1.json"
+    told = json.loads(path.read_text())
+    told["runs"][0]["run"]["config"] = {**CONFIG, "tasks": {"eval": ["elsewhere/s.jsonl@token"]}}
+    path.write_text(json.dumps(told))
+    write_page(results, page)  # the same file in another folder
+    told["runs"][0]["run"]["config"] |= change
+    path.write_text(json.dumps(told))
+    message = rf"main/tiny: .* and tsp, seed 1 were evaluated otherwise \({key} differ\)"
+    with pytest.raises(RunError, match=message):
+        write_page(results, page)
 
 
 def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:

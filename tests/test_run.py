@@ -206,12 +206,12 @@ def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
         open_run(load_config(None, [f"out={run}", "seed=1"]), resume=True)
 
 
-@pytest.mark.parametrize("learnt", ["tasks.hold_out=0.1", "play.watch=mine"])
+@pytest.mark.parametrize("learnt", [["tasks.hold_out=0.1"], ["play.watch=mine", "play.patience=1"]])
 def test_what_is_asked_may_not_change_where_it_decides_what_is_learnt(
-    tmp_path: Path, learnt: str
+    tmp_path: Path, learnt: list[str]
 ) -> None:
-    begun(tmp_path / "run", learnt)
-    changed = load_config(None, [f"out={tmp_path / 'run'}", learnt, "eval.max_tokens=9"])
+    begun(tmp_path / "run", *learnt)
+    changed = load_config(None, [f"out={tmp_path / 'run'}", *learnt, "eval.max_tokens=9"])
     with pytest.raises(RunError, match=r"other settings: eval\.max_tokens differ"):
         open_run(changed, resume=True)
 

@@ -29,7 +29,7 @@ from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
 from treeplay.play_over import check_watched, doubt, doubts_of_answers, end, warn, why_over
-from treeplay.play_tasks import warn_of_contamination, what_fits
+from treeplay.play_tasks import short_budgets, warn_of_contamination, what_fits
 from treeplay.play_train import train_player
 from treeplay.policy.model import (
     Policy,
@@ -101,6 +101,9 @@ class Game:
         if self.held:
             self.held = asked.pop()
         self.suites = asked
+        for warning in short_budgets(self.policy, self.suites, config.eval):
+            reporter.say(f"warning: {warning}")
+            warn(self, warning)
         learnt = [*self.tasks, *(self.held.tasks if self.held else ())]
         evaluated = [task for suite in self.suites for task in suite.tasks]
         every = [*learnt, *evaluated]

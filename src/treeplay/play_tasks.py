@@ -1,5 +1,5 @@
-"""What a game does with its tasks before the first round: warn of contamination, and leave out or
-refuse what the model cannot read whole."""
+"""What a game does with its tasks before the first round: warn of contamination and of answers that
+cannot be heard to the end, and leave out or refuse what the model cannot read whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import replace
 from treeplay.config import Config
 from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
+from treeplay.evaluate import EvalConfig
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.select import Suite
@@ -76,3 +77,22 @@ def what_fits(
             raise TaskError(f"no task of {suite.name} fits the model's context; shorten them")
         fitting.append(replace(suite, tasks=asked))
     return kept, fitting
+
+
+def short_budgets(policy: Policy, suites: Sequence[Suite], config: EvalConfig) -> list[str]:
+    """A warning for every suite with golden answers that its token budget would cut off: whoever
+    answers such a task as it is meant to be answered is not heard to the end."""
+    out = []
+    for suite in suites:
+        paths = [encode_path(policy, task, task.golden) for task in suite.tasks if task.golden]
+        lengths = [len(path.ids) - path.n_prompt for path in paths]
+        room = suite.max_tokens or config.max_tokens
+        longer = sum(length > room for length in lengths)
+        if longer:
+            key = "its max_tokens" if suite.max_tokens else "eval.max_tokens"
+            out.append(
+                f"{suite.name}: {longer} of {len(lengths)} golden answers are longer than {key} "
+                f"({room}; the longest has {max(lengths)} tokens), and such answers are cut off "
+                "there; raise it"
+            )
+    return out

@@ -26,7 +26,7 @@ LABELS = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")
 COLUMNS = (
     *("fold", "suite", "split", "language", "cwe", "task", "tested", "general", "n"),
     *LABELS,
-    *("passed", "both", "chars", "tokens"),
+    *("passed", "both", "chars", "tokens", "cut"),
 )
 
 
@@ -51,6 +51,7 @@ def task_rows(samples: Sequence[Scored], suites: Sequence[Suite], fold: int) -> 
                 sum(a and b for a, b in zip(passed, secure, strict=True)),
                 round(sum(len(one.answer) for one in some) / n, 1),
                 round(sum(one.tokens for one in some) / n, 1),
+                sum(one.ended == "length" for one in some),
             ]
         )
     return rows

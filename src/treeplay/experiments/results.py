@@ -23,8 +23,10 @@ from treeplay.run import read_json
 # What is worked out for every task; see :func:`rate`.
 MEASURES = (
     *("spr1_all", "spr1_valid", "vulnerable", "valid", "inert", "unknown"),
-    *("tokens", "pass1", "secure_pass1"),
+    *("cut", "tokens", "pass1", "secure_pass1"),
 )
+# Settings of evaluation by which rates change.
+ASKED = ("samples", "max_tokens", "temperature", "top_p")
 Key = tuple[str, str]  # suite, task
 # Data sets that have many tasks a scenario, as ids begin: there a CWE is the unit that intervals
 # and tests take for independent. (SecCodePLT: 1,411 tasks of about 45 scenarios and 28 CWEs.)
@@ -140,7 +142,8 @@ def _cluster(row: Mapping[str, Any]) -> str:
 
 def rate(row: Mapping[str, Any] | None, measure: str) -> float:
     """One measure of one task's counts (see :mod:`treeplay.metrics` for the formulas); ``tokens``
-    is the mean number sampled. NaN where there is nothing to measure."""
+    is the mean number sampled, ``cut`` the share that the token budget ended. NaN where there is
+    nothing to measure."""
     if row is None:
         return float("nan")
     n, secure = row["n"], row["secure"]
@@ -151,6 +154,8 @@ def rate(row: Mapping[str, Any] | None, measure: str) -> float:
         return float((judged + row["plain"]) / n)
     if measure == "unknown":
         return float(row["unknown"] / n)
+    if measure == "cut":  # not counted in the first results
+        return float(row["cut"] / n) if "cut" in row else float("nan")
     if measure == "pass1":
         return float(row["passed"] / n) if row["tested"] else float("nan")
     if row["general"]:
@@ -169,7 +174,9 @@ def read_studies(folder: Path) -> list[Study]:
     for path in sorted(folder.glob("*/*/*/*.json")):
         data = read_json(path)
         place = (data.get("protocol"), data.get("model"), data.get("arm"), str(data.get("seed")))
-        if place != (*path.parts[-4:-1], path.stem) or data.get("columns") != list(COLUMNS):
+        columns = data.get("columns")
+        known = columns in (list(COLUMNS), list(COLUMNS[:-1]))
+        if place != (*path.parts[-4:-1], path.stem) or not known:
             raise RunError(f"{path}: this is no result of treeplay experiment; remove it")
         found.setdefault((data["protocol"], data["model"]), []).append(data)
     if not found:
@@ -180,6 +187,7 @@ def read_studies(folder: Path) -> list[Study]:
 
 
 def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
+    _check_same_questions(f"{protocol}/{model}", results)
     sizes = sorted({data["size"] for data in results})
     if len(sizes) > 1:  # other tasks, other numbers of samples: no mean over them means anything
         raise RunError(
@@ -189,7 +197,7 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
     told: dict[str, dict[int, dict[str, Any]]] = {}
     for data in results:
-        tasks = [dict(zip(COLUMNS, row, strict=True)) for row in data["tasks"]]
+        tasks = [dict(zip(data["columns"], row, strict=True)) for row in data["tasks"]]
         rows.setdefault(data["arm"], {})[data["seed"]] = {
             (row["suite"], row["task"]): row for row in tasks
         }
@@ -205,6 +213,25 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
         order, by_language = list(known.arms), known.by_language
     arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
     return Study(protocol, model, title, reference, baselines, by_language, tuple(arms), rows, told)
+
+
+def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Raises :class:`RunError` where players were not asked alike (other suites, samples or token
+    budgets): rates of such answers must not stand side by side."""
+    asked: dict[int, tuple[str, dict[str, Any]]] = {}
+    for data in results:
+        for one in data["runs"]:
+            config = one["run"]["config"]
+            suites = [suite.rpartition("/")[2] for suite in config["tasks"]["eval"]]
+            this = {**{f"eval.{key}": config["eval"][key] for key in ASKED}, "suites": suites}
+            who = f"{data['arm']}, seed {data['seed']}"
+            first, other = asked.setdefault(one["fold"], (who, this))
+            if keys := [key for key in this if this[key] != other[key]]:
+                raise RunError(
+                    f"{name}: {first} and {who} were evaluated otherwise ({', '.join(keys)} "
+                    "differ); play one of them again, or keep them in different folders "
+                    "(--results)"
+                )
 
 
 def _place(order: list[str], arm: str) -> int:

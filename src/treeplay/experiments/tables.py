@@ -19,6 +19,7 @@ HEADINGS = {
     "valid": "valid",
     "inert": "inert",
     "unknown": "unknown",
+    "cut": "cut off",
     "tokens": "tokens",
     "pass1": "pass@1",
     "secure_pass1": "secure-pass@1",

@@ -1,0 +1,44 @@
+"""What a game says of its tasks before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from test_play import game, recipe, settings
+
+from treeplay.policy.model import ModelConfig, encode_path, load_policy
+from treeplay.progress import Reporter
+from treeplay.tasks.jsonl import write_tasks
+from treeplay.tasks.task import make_task
+
+pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
+
+
+def test_a_budget_that_golden_answers_exceed_is_told(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    suite = tmp_path / "s.jsonl"
+    two = [
+        make_task(id=one, language="python", cwe=("CWE-89",), prompt="def f(x):\n    ", golden=code)
+        for one, code in (("short", "return x\n"), ("long", "x += 1\n    return x\n"))
+    ]
+    policy = load_policy(ModelConfig(str(writer)))
+    paths = [encode_path(policy, task, task.golden or "") for task in two]
+    size, longest = (len(path.ids) - path.n_prompt for path in paths)
+    write_tasks(suite, two)
+    path = recipe(tmp_path, settings(writer))
+    first = game(path, tmp_path / "a", f"tasks.eval=[{suite}]", f"eval.max_tokens={size}")
+    (warning,) = first.run.manifest["warnings"]
+    assert warning == (
+        f"s: 1 of 2 golden answers are longer than eval.max_tokens ({size}; the longest has "
+        f"{longest} tokens), and such answers are cut off there; raise it"
+    )
+    assert f"warning: {warning}" in said
+    own = game(path, tmp_path / "b", f'tasks.eval=["{suite}@full,max_tokens={size - 1}"]')
+    (warning,) = own.run.manifest["warnings"]
+    assert warning.startswith("s@full: 2 of 2 golden answers are longer than its max_tokens (")
+    long = game(path, tmp_path / "c", f'tasks.eval=["{suite}@full,max_tokens={longest}"]')
+    assert "warnings" not in long.run.manifest
