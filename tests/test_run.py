@@ -183,6 +183,18 @@ def test_a_changed_configuration_is_refused_with_its_keys(tmp_path: Path) -> Non
         open_run(changed, resume=True)
 
 
+def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path: Path) -> None:
+    config = begun(tmp_path / "run")
+    path = tmp_path / "run/manifest.json"
+    old = read_json(path)
+    del old["config"]["contrasts"]["ordinary_text"], old["config"]["play"]
+    write_json(path, old)
+    assert open_run(config, resume=True).manifest["config"] == to_dict(config)
+    other = load_config(None, [f"out={tmp_path / 'run'}", "play.replay=0.5"])
+    with pytest.raises(RunError, match=r"other settings: play\.replay differ"):
+        open_run(other, resume=True)
+
+
 def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
     """Players are kept; the evaluation before is put aside, and nothing of it is taken for new."""
     begun(tmp_path / "run")

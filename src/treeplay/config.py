@@ -145,6 +145,12 @@ def to_dict(config: Config) -> dict[str, Any]:
     return data
 
 
+def with_newer_keys(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data of a run that an earlier version began: keys that it did not have yet are there
+    with their defaults, which is how it played."""
+    return _merge(to_dict(Config()), data)
+
+
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from treeplay.config import Config, differing_keys, to_dict
+from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
 from treeplay.errors import RunError
 from treeplay.grpo import require_trl
 
@@ -122,6 +122,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
             "folder with out=FOLDER"
         )
     manifest = _read_manifest(path)
+    manifest["config"] = with_newer_keys(manifest["config"])
     keys = differing_keys(manifest["config"], to_dict(config))
     anew = bool(keys) and _asks_otherwise(keys, config)
     if keys and not anew:
