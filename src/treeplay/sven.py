@@ -187,7 +187,7 @@ def _outputs(base: Any, ids_T: torch.Tensor, cache: Any) -> torch.Tensor:
     if head is None:
         logits: torch.Tensor = base(**given).logits[0]
         return logits
-    with without(head) as caught:
+    with without(head.layer) as caught:
         base(**given)
     return caught[-1].reshape(-1, caught[-1].shape[-1])
 

@@ -86,8 +86,8 @@ def capped(logits: torch.Tensor, softcap: float) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def without(head: Head) -> Iterator[list[torch.Tensor]]:
-    """Inside, the model stops before its output layer; the hidden states land in the list."""
+def without(layer: torch.nn.Module) -> Iterator[list[torch.Tensor]]:
+    """Inside, the model stops before its output ``layer``; the hidden states land in the list."""
     caught: list[torch.Tensor] = []
 
     def keep(hidden: torch.Tensor) -> torch.Tensor:
@@ -95,11 +95,11 @@ def without(head: Head) -> Iterator[list[torch.Tensor]]:
         return hidden[..., :1]
 
     # On the layer itself, in front of its class's method.
-    vars(head.layer)["forward"] = keep
+    vars(layer)["forward"] = keep
     try:
         yield caught
     finally:
-        del vars(head.layer)["forward"]
+        del vars(layer)["forward"]
 
 
 def gather_logps(

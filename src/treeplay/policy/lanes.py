@@ -15,7 +15,7 @@ heads of a group, D head width, E new tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from treeplay.errors import ModelError
+from treeplay.policy.head import without
 from treeplay.policy.prefix import base_of, prefix_layers, prefix_length
 
 NAME = "treeplay_lanes"
@@ -87,12 +88,9 @@ def attending(model: Any, state: Attend) -> Iterator[None]:
 
 
 @torch.inference_mode()
-def forward(
-    model: Any, state: Attend, ids: torch.Tensor, positions: torch.Tensor, keep: int = 0
-) -> torch.Tensor:
-    """Logits of tokens ``ids`` (B, E) at ``positions`` under ``state``'s attention; of the last
-    ``keep`` tokens alone, if that is not 0. Behind a trained prefix positions begin at its end;
-    what is seen of it is up to ``state``."""
+def forward(model: Any, state: Attend, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Logits of tokens ``ids`` (B, E) at ``positions`` under ``state``'s attention. Behind a
+    trained prefix positions begin at its end; what is seen of it is up to ``state``."""
     base = base_of(model)
     with attending(base, state):
         logits: torch.Tensor = base(
@@ -101,7 +99,6 @@ def forward(
             # Four axes: the model takes it for a finished mask and builds none of its own.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device),
             use_cache=False,
-            logits_to_keep=keep,
         ).logits
     return logits
 
@@ -171,7 +168,9 @@ def fill(
     Raises :class:`Unexchangeable`.
     """
     state = Fill(before, mask, prefix_layers(model))
-    forward(model, state, ids, positions, keep=1)
+    head = base_of(model).get_output_embeddings()
+    with without(head) if head is not None else nullcontext():  # nobody asks for logits here
+        forward(model, state, ids, positions)
     if len(state.layers) != model.config.num_hidden_layers:
         raise Unexchangeable("the model's attention cannot be exchanged")
     return state.layers

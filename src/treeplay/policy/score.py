@@ -104,7 +104,7 @@ def _outputs(
     if head is None:
         logits: torch.Tensor = _run(model, packed, rows, attention).logits[0]
         return logits
-    with without(head) as caught:
+    with without(head.layer) as caught:
         _run(model, packed, rows, attention)
     hidden_RD = caught[-1].reshape(-1, caught[-1].shape[-1])
     if len(hidden_RD) != len(rows):  # a model that always gives every row
