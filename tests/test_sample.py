@@ -51,6 +51,23 @@ def test_sampled_log_probs_are_the_plain_models() -> None:
             torch.testing.assert_close(torch.tensor(one.logps), logp, atol=1e-4, rtol=0)
 
 
+def test_no_logits_are_made_of_a_trunk() -> None:
+    """Where weights are frozen, as under an adapter, PyTorch would copy the output layer once a
+    trunk for them: seconds and gigabytes."""
+    seen: list[int] = []
+
+    class Watched(torch.nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            seen.append(input.shape[:-1].numel())
+            return super().forward(input)
+
+    model = tiny_llama()
+    model.get_output_embeddings().__class__ = Watched
+    two = [Request(path, (Row(len(path), 1),)) for path in ((3, 1, 4, 1, 5), (2, 7, 1))]
+    sample(model, two, SampleConfig(max_tokens=3), NO_STOP)
+    assert seen == [2, 2, 2]
+
+
 def test_greedy_sampling_equals_generate() -> None:
     model = tiny_llama()
     path = (3, 1, 4, 1, 5)
