@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -123,6 +124,31 @@ def test_what_was_killed_goes_on_to_the_same_result(
     other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
     assert other.exit_code == 2
     assert "made with other settings" in other.output
+
+
+def test_players_that_are_there_are_asked_otherwise(
+    data: Path, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--methods", "tsp,sft")
+    assert play("main", data, writer, tmp_path, *asked).exit_code == 0
+    shutil.rmtree(tmp_path / "results")
+    monkeypatch.delattr("treeplay.play.train_player")
+    monkeypatch.delattr("treeplay.play.grow_trees")
+    done = play("main", data, writer, tmp_path, *asked, "eval.samples=2")
+    assert done.exit_code == 0, done.output
+    for arm in ("base", "tsp", "sft"):
+        (run,) = result(tmp_path, writer, "main", arm)["runs"]
+        assert run["run"]["config"]["eval"]["samples"] == 2
+        folder = folder_of(tmp_path, writer, "main", arm)
+        assert (folder / "eval-1/base.jsonl").read_text() != (
+            folder / "eval/base.jsonl"
+        ).read_text()
+    # Asked once a seed, as ever.
+    base, tsp = (
+        folder_of(tmp_path, writer, "main", arm) / "eval/base.jsonl" for arm in ("base", "tsp")
+    )
+    assert base.read_bytes() == tsp.read_bytes()
+    assert "base eval sample" not in json.loads((tsp.parents[1] / "timings.json").read_text())
 
 
 def test_a_fault_is_recorded_and_the_rest_goes_on(

@@ -149,6 +149,19 @@ def test_answers_to_other_questions_are_not_compared(
         write_page(results, page)
 
 
+def test_answers_to_other_tasks_are_not_compared(results: Path) -> None:
+    for name, same in (("train.jsonl", True), ("token/s.jsonl", False)):
+        path = results / "main" / "tiny" / "tsp" / "1.json"
+        told = json.loads(path.read_text())
+        told["data"][0]["digests"] = {name: "1f"}
+        path.write_text(json.dumps(told))
+        if same:
+            read_studies(results)
+            continue
+        with pytest.raises(RunError, match=r"tsp, seed 1 were evaluated otherwise \(tasks differ"):
+            read_studies(results)
+
+
 def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:
     write_page(results, page)
     (line,) = [line for line in page.read_text().splitlines() if line.startswith("Code ")]
@@ -159,12 +172,12 @@ def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> No
     write_page(results, page)
     # Of several, which arms each made: a comparison across them is to be seen as one.
     assert f"Code {digest} (`base`, `tsp`, `sft`, `dpo`), 0ther (`sft`); python" in page.read_text()
-    # A player that was trained by other code than evaluated it.
+    # A player that was trained by other code than evaluated it, say.
     told = json.loads(path.read_text())
-    told["runs"][0]["run"]["code"] = "began"
+    told["runs"][0]["run"]["code"] = ["began", "ended"]
     path.write_text(json.dumps(told))
     write_page(results, page)
-    assert "began, evaluated by 0ther (`sft`); python" in page.read_text()
+    assert "began, then ended (`sft`); python" in page.read_text()
 
 
 def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
@@ -225,6 +238,8 @@ def test_copies_of_a_scenario_are_one_cluster(results: Path, page: Path) -> None
 
 def test_results_of_two_sizes_are_no_study(results: Path) -> None:
     write(results, "sft", 2, [row("a", 2, 4)], size="gpu")
+    path = results / "main" / "tiny" / "sft" / "2.json"  # which asks more, too
+    path.write_text(path.read_text().replace('"max_tokens": 64', '"max_tokens": 256'))
     with pytest.raises(RunError, match="main/tiny has results of the sizes cpu and gpu"):
         read_studies(results)
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from treeplay import run as run_module
 from treeplay.config import Config, load_config, to_dict
 from treeplay.errors import RunError
+from treeplay.evaluations import MADE, settle
 from treeplay.run import (
     open_run,
     read_json,
@@ -195,27 +196,89 @@ def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path: Path) ->
         open_run(other, resume=True)
 
 
+def evaluated(folder: Path, config: Config, tasks: str, answers: str) -> str:
+    """Open a run that asks like ``config``, and answer. Returns what is told."""
+    run = open_run(config, resume=True, anew=True)
+    told = settle(run, tasks)
+    write_text(folder / "eval/base.jsonl", answers)
+    for name in MADE:
+        write_text(folder / name, answers)
+    run.manifest["warnings"] = [answers]
+    write_json(folder / "manifest.json", run.manifest)
+    with run.timed("base eval sample"), run.timed("load"):
+        pass
+    return told
+
+
 def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
-    """Players are kept; the evaluation before is put aside, and nothing of it is taken for new."""
-    begun(tmp_path / "run")
-    run = tmp_path / "run"
-    for number, changes in enumerate(
-        (["eval.max_tokens=9"], ["tasks.eval=[mine]", "eval.samples=2"])
-    ):
-        first = open_run(load_config(None, [f"out={run}", *changes]), resume=True)
-        assert first.note == (
-            ("eval.max_tokens", "tasks.eval, eval.max_tokens, eval.samples")[number]
-            + f" changed: players are evaluated anew, eval-{number + 1} is as it was"
-        )
-        assert (run / f"eval-{number + 1}/base.jsonl").is_file()
-        assert not (run / "eval").exists()
-        assert read_json(run / "manifest.json")["config"] == to_dict(first.config)
-        assert open_run(first.config, resume=True).note == ""
-        for name in ("report.json", "tasks.jsonl", "eval/base.jsonl"):
-            (run / name).parent.mkdir(exist_ok=True)
-            (run / name).write_text("{}\n")
-    with pytest.raises(RunError, match=r"other settings: seed, tasks\.eval, eval\.samples differ"):
-        open_run(load_config(None, [f"out={run}", "seed=1"]), resume=True)
+    """What was made of other questions is put aside whole, and comes back with them."""
+    folder = tmp_path / "run"
+    first = begun(folder)
+    second = load_config(None, [f"out={folder}", "tasks.eval=[mine]", "eval.samples=2"])
+    assert evaluated(folder, first, "a", "1st") == ""
+    before = read_json(folder / "manifest.json")
+    told = evaluated(folder, second, "b", "2nd")
+    assert told == (
+        "tasks.eval, eval.samples, evaluation tasks changed: players are evaluated anew, eval-1 "
+        "holds the evaluation before"
+    )
+    manifest = read_json(folder / "manifest.json")
+    assert manifest["config"] == to_dict(second)
+    assert manifest["identities"]["evaluation tasks"] == "b"
+    assert (folder / "eval/base.jsonl").read_text() == "2nd"
+    for name in ("base.jsonl", *MADE):
+        assert (folder / "eval-1" / name).read_text() == "1st"
+    # The same entries, but other tasks in the file.
+    assert evaluated(folder, second, "c", "3rd").startswith("evaluation tasks changed: players")
+    assert not open_run(second, resume=True, anew=True).changed
+    run = open_run(first, resume=True, anew=True)
+    assert settle(run, "a") == (
+        "tasks.eval, eval.samples, evaluation tasks changed: eval-1 is in use again, eval-3 holds "
+        "the evaluation before"
+    )
+    assert read_json(folder / "manifest.json") == before
+    for name in ("eval/base.jsonl", *MADE):
+        assert (folder / name).read_text() == "1st"
+    assert run.timings.keys() == {"base eval sample", "load", "peak_memory_mb"}
+    assert sorted(p.name for p in folder.glob("eval*")) == ["eval", "eval-2", "eval-3"]
+
+
+def test_an_evaluation_that_had_no_answer_is_not_put_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begun(folder)
+    (folder / "eval/base.jsonl").unlink()
+    (folder / "eval").rmdir()
+    write_text(folder / "round-1/nodes.json", "{}")
+    write_text(folder / "tasks.jsonl", "old")
+    run = open_run(load_config(None, [f"out={folder}", "eval.samples=2"]), resume=True, anew=True)
+    assert settle(run, "a") == "eval.samples changed: players are evaluated anew"
+    assert not (folder / "tasks.jsonl").exists()
+    assert not list(folder.glob("eval-*"))
+
+
+def test_fewer_rows_at_once_ask_nothing_else(tmp_path: Path) -> None:
+    """Less memory: what is there stays, but for the half stage whose groups were others."""
+    folder = tmp_path / "run"
+    begun(folder)
+    write_text(folder / "eval/round-1.s.answers.part", "half")
+    config = load_config(None, [f"out={folder}", "eval.rows_at_once=2"])
+    assert settle(open_run(config, resume=True, anew=True), "a") == ""
+    assert [p.name for p in (folder / "eval").iterdir()] == ["base.jsonl"]
+    assert not open_run(config, resume=True).changed
+
+
+def test_what_is_asked_is_only_changed_where_that_is_wanted(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = begun(folder)
+    other = load_config(None, [f"out={folder}", "eval.samples=2"])
+    with pytest.raises(RunError, match=r"other settings: eval\.samples differ"):
+        open_run(other, resume=True)
+    with pytest.raises(RunError, match=r"other settings: seed, eval\.samples differ"):
+        open_run(replace(other, seed=1), resume=True, anew=True)
+    settle(open_run(config, resume=True), "a")
+    with pytest.raises(RunError, match="evaluation tasks was a when the run began and is b now"):
+        settle(open_run(config, resume=True), "b")
+    assert (folder / "eval/base.jsonl").is_file()
 
 
 @pytest.mark.parametrize("learnt", [["tasks.hold_out=0.1"], ["play.watch=mine", "play.patience=1"]])
@@ -225,7 +288,18 @@ def test_what_is_asked_may_not_change_where_it_decides_what_is_learnt(
     begun(tmp_path / "run", *learnt)
     changed = load_config(None, [f"out={tmp_path / 'run'}", *learnt, "eval.max_tokens=9"])
     with pytest.raises(RunError, match=r"other settings: eval\.max_tokens differ"):
-        open_run(changed, resume=True)
+        open_run(changed, resume=True, anew=True)
+
+
+def test_the_code_that_worked_on_a_run_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = begun(tmp_path / "run")
+    monkeypatch.setattr(run_module, "code_digest", lambda: "later")
+    for _ in range(2):
+        codes = open_run(config, resume=True).manifest["code"]
+        assert codes[1:] == ["later"]
+    assert read_json(tmp_path / "run/manifest.json")["code"] == codes
 
 
 def test_other_versions_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,7 @@ def play(
     if dry_run:
         _dry_run(recipe, overrides)
         return
-    with closing(_game(recipe, overrides, resume)) as game:
+    with closing(_game(recipe, overrides, resume, anew=resume)) as game:
         try:
             game.play()
         except TreeplayError:
@@ -120,7 +120,7 @@ def evaluate(
     settings["tasks.eval"] = [tasks]
     given = [f"{key}={_quoted(value)}" for key, value in settings.items() if value is not None]
     given += overrides or []
-    with closing(_game(None, given, resume, name=name, training=False)) as game:
+    with closing(_game(None, given, resume, anew=resume, name=name, training=False)) as game:
         game.evaluate(0)
     _report(game.run.folder)
 
@@ -236,6 +236,7 @@ def _game(
     overrides: list[str] | None,
     resume: bool,
     *,
+    anew: bool = False,
     name: str = "base",
     training: bool = True,
 ) -> Any:
@@ -245,7 +246,8 @@ def _game(
     from treeplay.run import open_run
 
     config = load_config(recipe, overrides or [])
-    return Game(open_run(config, resume=resume), Reporter(err), name=name, training=training)
+    run = open_run(config, resume=resume, anew=anew)
+    return Game(run, Reporter(err), name=name, training=training)
 
 
 def _quoted(value: Any) -> str:

@@ -20,6 +20,7 @@ from treeplay.contrasts import (
     draw_contrasts,
 )
 from treeplay.errors import RunError
+from treeplay.evaluations import settle
 from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.nodes_learn import learn_nodes
@@ -71,8 +72,6 @@ class Game:
     ) -> None:
         config = run.config
         self.run, self.config, self.reporter = run, config, reporter
-        if run.note:
-            reporter.say(run.note)
         if not config.judge.unsafe:
             check_sandbox()
         self.sandbox = Sandbox(unsafe=config.judge.unsafe)
@@ -101,14 +100,10 @@ class Game:
         if self.held:
             self.held = asked.pop()
         self.suites = asked
-        for warning in short_budgets(self.policy, self.suites, config.eval):
-            reporter.say(f"warning: {warning}")
-            warn(self, warning)
         learnt = [*self.tasks, *(self.held.tasks if self.held else ())]
         evaluated = [task for suite in self.suites for task in suite.tasks]
         every = [*learnt, *evaluated]
         run.name("training tasks", _tasks_digest(learnt))
-        run.name("evaluation tasks", _tasks_digest(evaluated))
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)
         run.name("judge", self.judge.identity())
         untested = sorted({task.language for task in every if task.tests is None})
@@ -116,6 +111,11 @@ class Game:
             with reporter.stage("canaries", 1) as meter:
                 self.judge.panel.check(untested)
                 meter.advance(1)
+        if told := settle(run, _tasks_digest(evaluated)):  # nothing can be wrong with it any more
+            reporter.say(told)
+        for warning in short_budgets(self.policy, self.suites, config.eval):
+            reporter.say(f"warning: {warning}")
+            warn(self, warning)
         if not (run.folder / "tasks.jsonl").is_file():
             write_jsonl(run.path("tasks.jsonl"), [task_to_json(task) for task in every])
 

@@ -7,8 +7,7 @@
 
 A stage writes its items to ``NAME.part`` as they come and renames it when the last is there. A
 killed stage goes on behind the last whole group in its part file; since every item depends on
-seeds and inputs alone, the file ends up the same. Where only what is asked in evaluation changed,
-the players stay and are evaluated anew (``eval-1/``, ... then hold the evaluations before).
+seeds and inputs alone, the file ends up the same.
 """
 
 from __future__ import annotations
@@ -42,13 +41,15 @@ AT_THE_START = ("manifest.json", "tasks.jsonl", "timings.json")
 
 @dataclass
 class Run:
-    """An open run folder. ``note``: what a person should know of how it was opened."""
+    """An open run folder. ``anew``: players may be asked otherwise than before; ``changed``: the
+    settings of evaluation that are others than in the manifest (:mod:`treeplay.evaluations`)."""
 
     folder: Path
     config: Config
     manifest: dict[str, Any]
     timings: dict[str, float] = field(default_factory=dict)
-    note: str = ""
+    anew: bool = False
+    changed: tuple[str, ...] = ()
 
     def path(self, *parts: str) -> Path:
         path = self.folder.joinpath(*parts)
@@ -84,11 +85,10 @@ class Run:
             write_json(self.folder / "timings.json", self.timings)
 
 
-def open_run(config: Config, *, resume: bool) -> Run:
+def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
     """Open ``config.out``: a new folder, or with ``resume`` one that was begun with the same
-    configuration. Where they differ in what is asked in evaluation alone, what was answered before
-    is put aside, and the players that are there are asked anew. Raises :class:`RunError` otherwise,
-    naming the keys that differ."""
+    configuration; with ``anew`` it may differ in how players are evaluated, unless that decides
+    what they learn. Raises :class:`RunError` otherwise, naming the keys that differ."""
     folder = Path(config.out)
     path = folder / "manifest.json"
     if not path.is_file() or _may_begin_again(path, config, resume):
@@ -111,7 +111,7 @@ def open_run(config: Config, *, resume: bool) -> Run:
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
             "versions": versions(config.method),
-            "code": code_digest(),
+            "code": [code_digest()],
             "identities": {},
         }
         write_json(path, manifest)
@@ -124,8 +124,8 @@ def open_run(config: Config, *, resume: bool) -> Run:
     manifest = _read_manifest(path)
     manifest["config"] = with_newer_keys(manifest["config"])
     keys = differing_keys(manifest["config"], to_dict(config))
-    anew = bool(keys) and _asks_otherwise(keys, config)
-    if keys and not anew:
+    anew = anew and not (config.tasks.hold_out or config.play.watch)
+    if keys and not (anew and all(map(evaluates, keys))):
         raise RunError(
             f"{folder} was begun with other settings: {', '.join(keys)} differ; "
             "resume with the same ones, or choose another folder with out=FOLDER"
@@ -138,35 +138,17 @@ def open_run(config: Config, *, resume: bool) -> Run:
             + ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in changed)
             + "; install those, or choose another folder with out=FOLDER"
         )
-    path = folder / "timings.json"
-    run = Run(folder, config, manifest, read_json(path) if path.is_file() else {})
-    if anew:
-        _ask_anew(run, keys)
-    return run
+    if code_digest() not in manifest.setdefault("code", ["unknown"]):
+        manifest["code"].append(code_digest())
+        write_json(path, manifest)
+    timings = folder / "timings.json"
+    spent = read_json(timings) if timings.is_file() else {}
+    return Run(folder, config, manifest, spent, anew, tuple(keys))
 
 
-def _asks_otherwise(keys: Sequence[str], config: Config) -> bool:
-    """Whether ``keys`` decide what players are asked in evaluation, and nothing that they learn:
-    of held-out tasks and of a watched suite they do both."""
-    asked = all(key == "tasks.eval" or key.startswith("eval.") for key in keys)
-    return asked and not config.tasks.hold_out and not config.play.watch
-
-
-def _ask_anew(run: Run, keys: Sequence[str]) -> None:
-    """Put the evaluations of ``run`` aside, since ``keys`` of its configuration differ."""
-    old, number = run.folder / "eval", 1
-    while (run.folder / f"eval-{number}").exists():
-        number += 1
-    for name in ("report.json", "report.html", "tasks.jsonl"):
-        (run.folder / name).unlink(missing_ok=True)
-    if old.is_dir():
-        old.rename(run.folder / f"eval-{number}")
-    run.timings = {stage: spent for stage, spent in run.timings.items() if " eval " not in stage}
-    run.manifest["identities"].pop("evaluation tasks", None)
-    run.manifest.pop("warnings", None)  # of answers
-    run.manifest["config"] = to_dict(run.config)
-    write_json(run.folder / "manifest.json", run.manifest)
-    run.note = f"{', '.join(keys)} changed: players are evaluated anew, eval-{number} is as it was"
+def evaluates(key: str) -> bool:
+    """Whether a setting decides how players are evaluated, and nothing else."""
+    return key == "tasks.eval" or key.startswith("eval.")
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> di
             "warnings": report["run"]["manifest"].get("warnings", []),
             "config": config,
             "versions": report["run"]["manifest"].get("versions", {}),
-            "code": report["run"]["manifest"].get("code", ""),
+            "code": report["run"]["manifest"].get("code", []),
             "identities": report["run"]["manifest"].get("identities", {}),
         },
         "rows": [row for row in report["rows"] if row["cwe"] is None and row["round"] == last],

@@ -187,13 +187,13 @@ def read_studies(folder: Path) -> list[Study]:
 
 
 def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
-    _check_same_questions(f"{protocol}/{model}", results)
     sizes = sorted({data["size"] for data in results})
     if len(sizes) > 1:  # other tasks, other numbers of samples: no mean over them means anything
         raise RunError(
             f"{protocol}/{model} has results of the sizes {' and '.join(sizes)}; keep each size "
             "in a folder of its own (--results)"
         )
+    _check_same_questions(f"{protocol}/{model}", results)
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
     told: dict[str, dict[int, dict[str, Any]]] = {}
     for data in results:
@@ -216,14 +216,19 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
 
 
 def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> None:
-    """Raises :class:`RunError` where players were not asked alike (other suites, samples or token
-    budgets): rates of such answers must not stand side by side."""
+    """Raises :class:`RunError` where players were not asked alike (other suites, tasks, samples or
+    token budgets): rates of such answers must not stand side by side."""
     asked: dict[int, tuple[str, dict[str, Any]]] = {}
     for data in results:
+        files = {fold["fold"]: _eval_files(fold) for fold in data["data"]}
         for one in data["runs"]:
             config = one["run"]["config"]
             suites = [suite.rpartition("/")[2] for suite in config["tasks"]["eval"]]
-            this = {**{f"eval.{key}": config["eval"][key] for key in ASKED}, "suites": suites}
+            this = {
+                **{f"eval.{key}": config["eval"][key] for key in ASKED},
+                "suites": suites,
+                "tasks": files.get(one["fold"]),
+            }
             who = f"{data['arm']}, seed {data['seed']}"
             first, other = asked.setdefault(one["fold"], (who, this))
             if keys := [key for key in this if this[key] != other[key]]:
@@ -232,6 +237,11 @@ def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> No
                     "differ); play one of them again, or keep them in different folders "
                     "(--results)"
                 )
+
+
+def _eval_files(fold: Mapping[str, Any]) -> dict[str, str]:
+    """Digests of a fold's task files but the one that was trained on."""
+    return {name: d for name, d in fold.get("digests", {}).items() if name != "train.jsonl"}
 
 
 def _place(order: list[str], arm: str) -> int:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from treeplay.config import Config, differing_keys, to_dict
+from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
 from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.collect import collect, without_paths, write_result
@@ -26,7 +26,7 @@ from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.play_train import learns_from_contrasts
 from treeplay.progress import Reporter
-from treeplay.run import open_run, read_json, write_json, write_text
+from treeplay.run import evaluates, open_run, read_json, write_json, write_text
 
 # What an arm is given of the reference's tokens.
 BUDGETS = ("train.budget", "grow.branches", "grpo.budget")
@@ -115,7 +115,7 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
     budget = _budget(plan, cell)
     config = plan.config(cell, budget)
     _put_aside(cell.folder, config, reporter)
-    run = open_run(config, resume=(cell.folder / "manifest.json").is_file())
+    run = open_run(config, resume=(cell.folder / "manifest.json").is_file(), anew=True)
     training = cell.arm != BASE
     with closing(Game(run, reporter, training=training)) as game:
         if not training:
@@ -135,7 +135,7 @@ def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
     result, and could not go on."""
     old = _config(folder)
     keys = differing_keys(old, to_dict(config)) if old is not None else []
-    if not keys or not set(keys) <= set(BUDGETS):
+    if not set(keys) & set(BUDGETS) or any(not evaluates(key) for key in set(keys) - set(BUDGETS)):
         return
     aside = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
@@ -250,11 +250,14 @@ def _borrow(source: Path, game: Game, name: str) -> bool:
         if name in shared and shared[name] != _digest(target):
             raise RunError(f"{target} is not what was copied there; remove the folder of this run")
         return True
+    if shared.pop(name, None):  # it was put aside since
+        write_json(record, shared)
     if not (source / name).is_file():
         return False
     theirs = read_json(source / "manifest.json")["identities"]
     ours = game.run.manifest["identities"]
-    for role in ("base", "tokenizer", "judge"):
+    asked = "evaluation tasks" if name.startswith("eval/") else "training tasks"
+    for role in ("base", "tokenizer", "judge", asked):
         if theirs.get(role) != ours.get(role):
             return False
     shared[name] = _digest(source / name)
@@ -272,4 +275,4 @@ def _digest(path: Path) -> str:
 
 def _config(folder: Path) -> dict[str, Any] | None:
     path = folder / "manifest.json"
-    return read_json(path)["config"] if path.is_file() else None
+    return with_newer_keys(read_json(path)["config"]) if path.is_file() else None

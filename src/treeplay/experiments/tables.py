@@ -86,11 +86,9 @@ def _code(study: Study) -> str:
 
 
 def _codes(told: Mapping[str, Any]) -> Iterator[str]:
-    """The code that each run of a result began with and, where another evaluated it, that too."""
-    now = told["code"]
+    """The code that worked on each run of a result, the latest last."""
     for run in told["runs"] or [{}]:
-        began = run.get("run", {}).get("code") or now
-        yield began if began == now else f"{began}, evaluated by {now}"
+        yield ", then ".join(run.get("run", {}).get("code") or [told["code"]])
 
 
 def _rates(study: Study, group: Group) -> list[str]:
