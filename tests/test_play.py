@@ -220,7 +220,7 @@ def test_the_manifest_names_everything(played: Path, writer: Path) -> None:
     manifest = read_json(played / "manifest.json")
     names = manifest["identities"]
     assert list(names) == [
-        *("base", "tokenizer", "training tasks", "evaluation tasks", "judge"),
+        *("base", "tokenizer", "training tasks", "judge", "evaluation tasks"),
         *("round-1 opponent", "round-1"),
     ]
     assert names["base"] == load_policy(ModelConfig(str(writer))).identity

@@ -82,7 +82,8 @@ def _exchange(run: Run, now: dict[str, Any]) -> str:
             old.unlink()
             old.parent.rename(place)
             _move(MADE, place, folder)
-            run.manifest["warnings"] = kept["warnings"]
+            if kept["warnings"]:
+                run.manifest["warnings"] = kept["warnings"]
             run.timings |= kept["timings"]
             return told.replace("players are evaluated anew", f"{name} is in use again")
     return told
