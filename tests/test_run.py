@@ -271,7 +271,8 @@ def test_what_is_asked_is_only_changed_where_that_is_wanted(tmp_path: Path) -> N
     folder = tmp_path / "run"
     config = begun(folder)
     other = load_config(None, [f"out={folder}", "eval.samples=2"])
-    with pytest.raises(RunError, match=r"other settings: eval\.samples differ"):
+    hint = r"other settings: eval\.samples differ; .*all players asked anew \(play --resume\), or"
+    with pytest.raises(RunError, match=hint):
         open_run(other, resume=True)
     with pytest.raises(RunError, match=r"other settings: seed, eval\.samples differ"):
         open_run(replace(other, seed=1), resume=True, anew=True)

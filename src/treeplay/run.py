@@ -124,11 +124,14 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
     manifest = _read_manifest(path)
     manifest["config"] = with_newer_keys(manifest["config"])
     keys = differing_keys(manifest["config"], to_dict(config))
-    anew = anew and not (config.tasks.hold_out or config.play.watch)
-    if keys and not (anew and all(map(evaluates, keys))):
+    decides = bool(config.tasks.hold_out or config.play.watch)  # what is learnt, too
+    asks = all(map(evaluates, keys)) and not decides
+    if keys and not (anew and asks):
         raise RunError(
             f"{folder} was begun with other settings: {', '.join(keys)} differ; "
-            "resume with the same ones, or choose another folder with out=FOLDER"
+            "resume with the same ones, "
+            + ("have all players asked anew (play --resume), " if asks else "")
+            + "or choose another folder with out=FOLDER"
         )
     old, new = manifest["versions"], versions(config.method)
     changed = [name for name in old if old[name] != new.get(name)]
@@ -143,7 +146,7 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
         write_json(path, manifest)
     timings = folder / "timings.json"
     spent = read_json(timings) if timings.is_file() else {}
-    return Run(folder, config, manifest, spent, anew, tuple(keys))
+    return Run(folder, config, manifest, spent, anew and not decides, tuple(keys))
 
 
 def evaluates(key: str) -> bool:
