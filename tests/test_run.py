@@ -240,6 +240,7 @@ def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
     for name in ("eval/base.jsonl", *MADE):
         assert (folder / name).read_text() == "1st"
     assert run.timings.keys() == {"base eval sample", "load", "peak_memory_mb"}
+    assert read_json(folder / "timings.json") == run.timings
     assert sorted(p.name for p in folder.glob("eval*")) == ["eval", "eval-2", "eval-3"]
 
 

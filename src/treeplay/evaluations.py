@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def settle(run: Run, tasks: str) -> str:
         said = f"{', '.join(changed)} changed: "
         said += _exchange(run, _asked(to_dict(run.config), tasks))
         run.manifest.pop("ended", None)
+        write_json(run.folder / "timings.json", run.timings)
     run.manifest["config"] = to_dict(run.config)
     names[NAME] = tasks
     write_json(run.folder / "manifest.json", run.manifest)
@@ -61,7 +63,7 @@ def _exchange(run: Run, now: dict[str, Any]) -> str:
     folder, place = run.folder, run.folder / "eval"
     told = "players are evaluated anew"
     if place.is_dir():
-        aside = next(p for n in range(1, 10**6) if not (p := folder / f"eval-{n}").exists())
+        aside = next(p for n in count(1) if not (p := folder / f"eval-{n}").exists())
         kept = {
             "asked": _asked(run.manifest["config"], run.manifest["identities"].get(NAME, "")),
             "warnings": run.manifest.get("warnings", []),
