@@ -64,22 +64,26 @@ def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # n
             seed,
             [row("a", 4, 2), row("b", 5, 2), row("g", 0, 0, suite="m@full", general=True)],
         )
+        write(results, "tsp-own", seed, [row("a", 1, 2), row("b", 2, 2)])
     write_page(results, page)
     text = page.read_text()
-    start = ("main", "tiny", "2", "executed, decision form")
-    assert line(text, *start, "SPR@1, ratio", "`sft`")[6:] == [
+    start = ("main", "tiny", "2", "executed, decision form", "`tsp`")
+    assert line(text, *start, "SPR@1, ratio", "`sft`")[7:] == [
         "at least 1.33 times",
         "1.80 [1.67, 2.00]",
         "yes",
     ]
-    assert line(text, *start, "inert", "`base`")[6:] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
-    assert line(text, *start, "valid", "`base`")[8] == "yes"
+    assert line(text, *start, "inert", "`base`")[7:] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
+    assert line(text, *start, "valid", "`base`")[9] == "yes"
     # A base model that passes nothing cannot lose: that is no success.
-    assert line(text, "main", "tiny", "2", "general ability", "pass@1")[8] == "nothing to lose"
+    ability = ("main", "tiny", "2", "general ability", "`tsp`", "pass@1")
+    assert line(text, *ability)[9] == "nothing to lose"
+    # The other claimant has rows of its own.
+    assert line(text, *start[:-1], "`tsp-own`", "SPR@1, ratio", "`sft`")[9] == "no"
     assert text.index("What is claimed") < text.index("### `main`")
 
 
-def test_without_the_reference_there_is_no_goal(results: Path) -> None:  # noqa: F811
+def test_without_a_claimant_there_is_no_goal(results: Path) -> None:  # noqa: F811
     for path in (results / "main" / "tiny" / "tsp").iterdir():
         path.unlink()
     assert goals_table(read_studies(results)) == []

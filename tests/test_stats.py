@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeplay.experiments.stats import difference, estimate, holm, ratio, sign_flip
+from treeplay.experiments.stats import (
+    _ends,
+    _student,
+    difference,
+    estimate,
+    holm,
+    ratio,
+    sign_flip,
+)
 
 NAN = float("nan")
 p_lists = st.lists(st.floats(0, 1), min_size=1, max_size=12)
@@ -86,6 +94,30 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
         assert found.high is not None
         hits += found.low <= 0.5 <= found.high
     assert 0.88 <= hits / 300 <= 1.0
+
+
+def test_few_clusters_are_told_apart_less_well_than_percentiles_say() -> None:
+    # Student's distribution: 2.306 standard errors with 8 degrees of freedom, and the bootstrap's
+    # standard error is sqrt(8 / 9) of the unbiased one.
+    values = np.random.default_rng(3).normal(0, 1, (1, 9))
+    error = float(values.std(ddof=1)) / 3
+    few = estimate(values, resamples=40_000)
+    assert few.low is not None
+    assert few.high is not None
+    assert few.high - few.low == pytest.approx(2 * 2.306 * error, rel=0.06)
+    assert _ends(np.arange(9)) == pytest.approx((0.7225, 99.2775), abs=1e-3)
+    assert _ends(np.arange(100_000)) == pytest.approx((2.5, 97.5), abs=1e-3)
+    # Ten tasks in two clusters of five count as two, ten of which nine are alone as fewer than ten.
+    assert _ends(np.repeat(np.arange(2), 5)) == _ends(np.arange(2))
+    alone, mixed = _ends(np.arange(10))[0], _ends(np.repeat(np.arange(10), [5, *[1] * 9]))[0]
+    assert mixed < alone
+
+
+@pytest.mark.parametrize(
+    ("degrees", "quantile"), [(4, 2.7764), (8, 2.3060), (23, 2.0687), (72, 1.9935)]
+)
+def test_students_quantile(degrees: int, quantile: float) -> None:
+    assert _student(1.959964, degrees) == pytest.approx(quantile, rel=1e-3)
 
 
 @settings(deadline=None, max_examples=30)
