@@ -17,6 +17,7 @@ from treeplay.cli import app
 from treeplay.config import Method, load_config
 from treeplay.experiments import runs
 from treeplay.experiments.collect import COLUMNS, used
+from treeplay.hold import BusyError
 from treeplay.play import Game
 from treeplay.progress import Reporter
 from treeplay.run import open_run, write_json, write_jsonl, write_text
@@ -183,6 +184,19 @@ def test_a_fault_is_recorded_and_the_rest_goes_on(
     done = play("main", data, writer, tmp_path, "--methods", "spin,sft",
                 "nodes.sources=[annotated]")  # fmt: skip
     assert "sft, seed 0: there" in done.output
+
+
+def test_a_run_that_another_process_plays_is_no_fault_of_it(
+    data: Path, writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(folder: Path) -> None:
+        raise BusyError(f"{folder}: another process is at work in this run")
+
+    monkeypatch.setattr("treeplay.run.hold", busy)
+    done = play("main", data, writer, tmp_path, "--methods", "tsp,sft")
+    assert done.exit_code == 2
+    assert "another process is at work" in done.output.replace("\n", " ")
+    assert not list(tmp_path.rglob("results/*/*/*/*.json"))
 
 
 def test_bad_requests_are_one_sentence(data: Path, writer: Path, tmp_path: Path) -> None:

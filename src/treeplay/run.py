@@ -32,6 +32,7 @@ import psutil
 from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
 from treeplay.errors import RunError
 from treeplay.grpo import require_trl
+from treeplay.hold import Hold, hold
 
 Item = TypeVar("Item")
 LIBRARIES = ("treeplay", "torch", "transformers", "peft", "accelerate", "ast-grep-py", "bandit")
@@ -42,7 +43,8 @@ AT_THE_START = ("manifest.json", "tasks.jsonl", "timings.json")
 @dataclass
 class Run:
     """An open run folder. ``anew``: players may be asked otherwise than before; ``changed``: the
-    settings of evaluation that are others than in the manifest (:mod:`treeplay.evaluations`)."""
+    settings of evaluation that are others than in the manifest (:mod:`treeplay.evaluations`);
+    ``held``: keeps other processes out as long as it is there."""
 
     folder: Path
     config: Config
@@ -50,6 +52,7 @@ class Run:
     timings: dict[str, float] = field(default_factory=dict)
     anew: bool = False
     changed: tuple[str, ...] = ()
+    held: Hold | None = None
 
     def path(self, *parts: str) -> Path:
         path = self.folder.joinpath(*parts)
@@ -88,25 +91,18 @@ class Run:
 def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
     """Open ``config.out``: a new folder, or with ``resume`` one that was begun with the same
     configuration; with ``anew`` it may differ in how players are evaluated, unless that decides
-    what they learn. Raises :class:`RunError` otherwise, naming the keys that differ."""
+    what they learn. Raises :class:`RunError` otherwise, naming the keys that differ, and
+    :class:`treeplay.hold.BusyError` where another process is at work."""
     folder = Path(config.out)
+    held = _made(folder)
     path = folder / "manifest.json"
     if not path.is_file() or _may_begin_again(path, config, resume):
         if not path.is_file() and any(name != "manifest.json.tmp" for name in _files(folder)):
             raise RunError(
                 f"{folder} is not empty and holds no run; choose another folder with out=FOLDER"
             )
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in AT_THE_START[1:]:
-                (folder / name).unlink(missing_ok=True)
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise RunError(
-                f"cannot make the run folder {folder}: {error.strerror}; choose another one with "
-                "out=FOLDER"
-            ) from error
+        for name in AT_THE_START[1:]:
+            (folder / name).unlink(missing_ok=True)
         manifest: dict[str, Any] = {
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": to_dict(config),
@@ -115,7 +111,7 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
             "identities": {},
         }
         write_json(path, manifest)
-        return Run(folder, config, manifest)
+        return Run(folder, config, manifest, held=held)
     if not resume:
         raise RunError(
             f"{folder} already holds a run; add --resume to go on with it, or choose another "
@@ -146,7 +142,21 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
         write_json(path, manifest)
     timings = folder / "timings.json"
     spent = read_json(timings) if timings.is_file() else {}
-    return Run(folder, config, manifest, spent, anew and not decides, tuple(keys))
+    return Run(folder, config, manifest, spent, anew and not decides, tuple(keys), held)
+
+
+def _made(folder: Path) -> Hold | None:
+    """The folder, made where it is not there, and held."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return hold(folder)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RunError(
+            f"cannot make the run folder {folder}: {error.strerror}; choose another one with "
+            "out=FOLDER"
+        ) from error
 
 
 def evaluates(key: str) -> bool:

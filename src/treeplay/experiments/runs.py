@@ -22,6 +22,7 @@ from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.collect import collect, without_paths, write_result
 from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
+from treeplay.hold import BusyError, hold
 from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.play_train import learns_from_contrasts
@@ -51,7 +52,8 @@ class Outcome:
 def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     """Play everything that has no result yet (a result with faults is tried again).
 
-    Raises :class:`ConfigError` for results there that other settings made.
+    Raises :class:`ConfigError` for results there that other settings made, and
+    :class:`BusyError` where another process plays one of the runs.
     """
     found = []
     units = plan.units()
@@ -72,6 +74,8 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
         for cell in plan.cells(arm, seed):
             try:
                 runs.append(_play(plan, cell, reporter))
+            except BusyError:  # its result is on its way: not a fault of the run
+                raise
             except TreeplayError as error:
                 faults.append({"fold": cell.fold, "fault": str(error)})
             except Exception as error:  # one broken run must not end the others
@@ -133,6 +137,8 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
 def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
     """Move a run away that was begun before the tokens of the reference were known; it has no
     result, and could not go on."""
+    if folder.is_dir():
+        hold(folder)  # nothing is moved that another process is at work in
     old = _config(folder)
     keys = differing_keys(old, to_dict(config)) if old is not None else []
     if not set(keys) & set(BUDGETS) or any(not evaluates(key) for key in set(keys) - set(BUDGETS)):
