@@ -18,6 +18,7 @@ from typing import Any
 
 from treeplay.errors import TaskError
 from treeplay.experiments.protocol import FILES, Part, Protocol, Size
+from treeplay.judge.cwe import ancestors, cwe_matches, cwe_number
 from treeplay.run import read_json, write_json
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.decision import decision_form
@@ -28,16 +29,9 @@ from treeplay.tasks.task import Task
 
 # The share of a task's 13-grams from which on it counts as known from training.
 CONTAMINATED = 0.1
-# CWEs that are kinds of one another: a fold that held one out and trained on the other would not
-# ask about an unseen weakness.
-FAMILIES = (
-    ("CWE-77", "CWE-78"),
-    ("CWE-94", "CWE-95"),
-    ("CWE-862", "CWE-863"),
-    ("CWE-327", "CWE-328"),
-    ("CWE-330", "CWE-338"),
-    ("CWE-119", "CWE-125", "CWE-787"),
-)
+# Weaknesses that are one and the same to a player, beside those that analysers name for one another
+# (:func:`cwe_matches`): a check that is missing, and one that is wrong.
+ALIKE = (("CWE-862", "CWE-863"),)
 Say = Callable[[str], None]
 
 
@@ -67,17 +61,18 @@ def prepare(protocol: Protocol, data: Path, out: Path, size: Size, say: Say) -> 
     check_files(protocol, data)
     digests = {name: _file_digest(data / name) for name in protocol.files()}
     parts = [asdict(part) for part in (*protocol.train, *protocol.eval)]
-    asked = {"files": digests, "parts": parts, "folds": protocol.folds, "size": size}
-    asked = json.loads(json.dumps(asked))
-    found = []
     sources = _Sources(data, say)
     folds = _folds(protocol, sources) if protocol.folds > 1 else [None]
+    dealt = protocol.folds if protocol.folds == 1 else [sorted(fold) for fold in folds if fold]
+    asked = {"files": digests, "parts": parts, "folds": dealt, "size": size}
+    asked = json.loads(json.dumps(asked))
+    found = []
     for number, held in enumerate(folds):
         folder = out / "data" / (size if held is None else f"{size}-fold-{number + 1}")
         path = folder / "data.json"
         facts = read_json(path) if path.is_file() else None
         if facts is None or facts["asked"] != asked or _stale(folder, facts):
-            facts = {"asked": asked, **_write(protocol, sources, folder, size, held)}
+            facts = {"asked": asked, **_write(protocol, sources, folder, size, held, folds)}
             write_json(path, facts)
         for suite, shared in facts["contamination"].items():
             if shared:
@@ -131,15 +126,21 @@ class _Sources:
 
 
 def _write(
-    protocol: Protocol, sources: _Sources, folder: Path, size: Size, held: frozenset[str] | None
+    protocol: Protocol,
+    sources: _Sources,
+    folder: Path,
+    size: Size,
+    held: frozenset[str] | None,
+    folds: Sequence[frozenset[str] | None],
 ) -> dict[str, Any]:
-    """Write the files of one fold; ``held`` are the CWEs held out, None without folds."""
+    """Write the files of one of the ``folds``; ``held`` are the CWEs held out, None without."""
+    dealt = {cwe for fold in folds if fold for cwe in fold}
     train: dict[str, Task] = {}
     counts: dict[str, int] = {}
     for part in protocol.train:
         some = [t for t in _chosen(part, sources) if t.golden is not None]
         if held is not None:
-            some = [t for t in some if not held & set(t.cwe)]
+            some = [t for t in some if set(t.cwe) <= dealt - held]
         some = limited(some, part.most(size))
         name = part.name or part.source
         counts[name] = counts.get(name, 0) + len(some)
@@ -226,22 +227,41 @@ def limited(tasks: Sequence[Task], limit: int) -> list[Task]:
 
 def _folds(protocol: Protocol, sources: _Sources) -> list[frozenset[str] | None]:
     cwes: set[str] = set()
-    for part in protocol.eval:
+    for part in (*protocol.train, *protocol.eval):
         cwes |= {cwe for task in _chosen(part, sources) for cwe in task.cwe}
     return list(split_cwes(cwes, protocol.folds))
 
 
 def split_cwes(cwes: Iterable[str], folds: int) -> list[frozenset[str]]:
-    """``cwes`` in ``folds`` sets: sorted by number, a family (:data:`FAMILIES`) as one at the
-    place of its lowest member, dealt out in turn. No seed."""
-    family = {cwe: group[0] for group in FAMILIES for cwe in group}
-    groups: dict[str, set[str]] = {}
-    for cwe in sorted(cwes, key=_number):
-        groups.setdefault(family.get(cwe, cwe), set()).add(cwe)
+    """``cwes`` in ``folds`` sets: sorted by number, kinds of one weakness together at the place of
+    the lowest, dealt out in turn. No seed.
+
+    A class of weaknesses of several families (CWE-74, injection, beside CWE-79 and CWE-89) is in
+    no set, and its tasks are in no fold: held out it would ask about what is trained on, and
+    trained on it would show what is held out.
+    """
+    names = set(cwes)
+    families: list[set[str]] = []
+    for cwe in sorted(names, key=_number):
+        kin = [family for family in families if any(_alike(cwe, other) for other in family)]
+        families = [family for family in families if family not in kin]
+        families.append({cwe}.union(*kin))
+    families = [f - {cwe for cwe in f if _is_class(cwe, names - f)} for f in families]
     dealt: list[set[str]] = [set() for _ in range(folds)]
-    for index, group in enumerate(groups.values()):
-        dealt[index % folds] |= group
-    return [frozenset(group) for group in dealt]
+    kept = sorted((family for family in families if family), key=lambda f: min(map(_number, f)))
+    for index, family in enumerate(kept):
+        dealt[index % folds] |= family
+    return [frozenset(some) for some in dealt]
+
+
+def _alike(one: str, other: str) -> bool:
+    return cwe_matches(one, other) or any({one, other} <= set(group) for group in ALIKE)
+
+
+def _is_class(cwe: str, others: set[str]) -> bool:
+    """Whether some of the ``others`` are kinds of ``cwe``, however far down."""
+    number = cwe_number(cwe)
+    return any(number in ancestors(cwe_number(o) or 0, steps=20) for o in others)
 
 
 def _number(cwe: str) -> tuple[int, str]:
