@@ -14,12 +14,11 @@ from treeplay.experiments.protocol import load_protocol
 from treeplay.judge.cwe import ancestors, cwe_matches, cwe_number
 
 # Those of the starter pack and of SecCodePLT.
-CWES = [
-    f"CWE-{number}"
-    for number in (22, 74, 77, 78, 79, 89, 94, 95, 113, 117, 119, 125, 134, 179, 190, 200, 295)
-    + (327, 328, 330, 338, 347, 352, 377, 476, 502, 601, 611, 732, 770, 787, 862, 863, 915, 918)
-    + (1321, 1333)
-]
+NUMBERS = """
+22 74 77 78 79 89 94 95 113 117 119 125 134 179 190 200 295 327 328 330 338 347 352 377 476 502 601
+611 732 770 787 862 863 915 918 1321 1333
+"""
+CWES = [f"CWE-{number}" for number in NUMBERS.split()]
 
 
 def kin(one: str, other: str) -> bool:
