@@ -17,6 +17,9 @@ from treeplay.cli import app
 from treeplay.config import Method, load_config
 from treeplay.experiments import runs
 from treeplay.experiments.collect import COLUMNS, used
+from treeplay.experiments.data import Prepared
+from treeplay.experiments.plan import Plan
+from treeplay.experiments.protocol import SIZES, load_protocol, protocol_names
 from treeplay.hold import BusyError
 from treeplay.play import Game
 from treeplay.progress import Reporter
@@ -61,7 +64,21 @@ def test_two_steps_of_every_protocol(name: str, data: Path, writer: Path, tmp_pa
     told = result(tmp_path, writer, name, arms)
     assert told["faults"] == []
     assert len(told["runs"]) == (5 if name == "unseen" else 1)
-    assert all(run["training"]["round-1"]["steps"] >= 1 for run in told["runs"])
+    assert [run["training"]["round-1"]["steps"] for run in told["runs"]] == [2] * len(told["runs"])
+
+
+@pytest.mark.parametrize("name", protocol_names())
+def test_every_arm_of_every_size_is_a_recipe(name: str, tmp_path: Path) -> None:
+    protocol = load_protocol(name)
+    fold = Prepared(tmp_path / "train.jsonl", (), {"digests": {}})
+    for size in SIZES:
+        arms = tuple(protocol.arms)
+        plan = Plan(protocol, size, "smollm2", arms, (0,), (fold,), tmp_path, tmp_path, ())
+        for arm in arms:
+            config = plan.config(plan.cells(arm, 0)[0])
+            assert config.method == protocol.arms[arm].get("method", arm)
+            # What is compared answers under the same settings, and only those.
+            assert config.eval == plan.config(plan.cells(protocol.reference, 0)[0]).eval
 
 
 def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path) -> None:
@@ -76,6 +93,17 @@ def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path)
     played = [one for arm, one in told.items() if arm not in faults]
     places = [[(row[1], row[5]) for row in one["tasks"]] for one in played]
     assert all(place == places[0] for place in places)
+    for arm, one in told.items():
+        if arm in ("base", *faults):
+            continue
+        # Two steps of every method; grpo counts sampled tokens, and where no answer differs in
+        # reward from the others there is nothing to learn.
+        (run,) = one["runs"]
+        if arm == "grpo":
+            assert run["used"]["sampled"] > 0
+        else:
+            assert (arm, run["training"]["round-1"]["steps"]) == (arm, 2)
+            assert run["used"]["gradient"] > 0
     for one in played:
         rows = [dict(zip(COLUMNS, row, strict=True)) for row in one["tasks"]]
         labels = ("secure", "vulnerable", "inert", "unknown", "invalid", "plain")

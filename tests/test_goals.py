@@ -72,9 +72,10 @@ def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # n
         "at least 1.33 times",
         "1.80 [1.67, 2.00]",
         "yes",
+        "1.000",  # of two tasks
     ]
-    assert line(text, *start, "inert", "`base`")[7:] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
-    assert line(text, *start, "valid", "`base`")[9] == "yes"
+    assert line(text, *start, "inert", "`base`")[7:10] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
+    assert line(text, *start, "valid", "`base`")[9:] == ["yes", "n/a"]
     # A base model that passes nothing cannot lose: that is no success.
     ability = ("main", "tiny", "2", "general ability", "`tsp`", "pass@1")
     assert line(text, *ability)[9] == "nothing to lose"

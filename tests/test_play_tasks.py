@@ -42,3 +42,25 @@ def test_a_budget_that_golden_answers_exceed_is_told(
     assert warning.startswith("s@full: 2 of 2 golden answers are longer than its max_tokens (")
     long = game(path, tmp_path / "c", f'tasks.eval=["{suite}@full,max_tokens={longest}"]')
     assert "warnings" not in long.run.manifest
+
+
+def test_what_is_known_from_training_is_kept_with_the_run(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
+    code = "return " + " + ".join(f"x[{i}]" for i in range(9)) + "\n"
+    for name, answer in (("train", code), ("same", code), ("other", "return sorted(x)[0]\n")):
+        task = make_task(
+            id=name, language="python", cwe=("CWE-89",), prompt="def f(x):\n    ", golden=answer
+        )
+        write_tasks(tmp_path / f"{name}.jsonl", [task])
+    path = recipe(tmp_path, settings(writer))
+    changes = [f"tasks.train={tmp_path}/train.jsonl", "eval.max_tokens=200"]
+    known = game(path, tmp_path / "a", *changes, f"tasks.eval=[{tmp_path}/same.jsonl]")
+    assert known.run.manifest["warnings"] == [
+        "same: same shares 100% of its 13-grams with the training task train"
+    ]
+    assert f"warning: {known.run.manifest['warnings'][0]}" in said
+    new = game(path, tmp_path / "b", *changes, f"tasks.eval=[{tmp_path}/other.jsonl]")
+    assert "warnings" not in new.run.manifest

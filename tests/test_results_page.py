@@ -99,17 +99,33 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert "old" not in text
     # Every resample of two tasks has 40, 45 or 50 % secure; the interval reaches both ends.
     rates = line(text, "`tsp`", "45.0")
-    assert rates[1:6] == ["45.0 [40.0, 50.0]", "69.0", "20.0 [20.0, 20.0]", "65.0", "0.0"]
-    assert line(text, "executed, decision form", "`sft`", "+20.0")[2:6] == [
+    valid = "69.0 [66.7, 71.4]"  # 4 of 6, 5 of 7
+    assert rates[1:6] == ["45.0 [40.0, 50.0]", valid, "20.0 [20.0, 20.0]", "65.0", "0.0"]
+    assert line(text, "executed, decision form", "`tsp`", "`sft`")[3:7] == [
         "+20.0 [+20.0, +20.0]",
         "1.80 [1.67, 2.00]",
         "0.500",  # two tasks: half of the four ways of flipping are as far out
         "1.000",  # the smallest of two p-values, times two
     ]
-    fewer = line(text, "executed, decision form", "`tsp`")[3]
+    fewer = line(text, "executed, decision form", "`tsp`", "+30.0")[3]
     assert fewer.replace("\u2212", "-") == "-20.0 [-20.0, -20.0]"
     assert line(text, "`tsp`", "2", "700")[1:] == ["2", "700", "9,000", "7", "0", "1"]
     assert "- `dpo`, seed 0 has no result: there are no pairs" in text
+
+
+def test_every_arm_of_which_something_is_claimed_is_compared(results: Path, page: Path) -> None:
+    for seed in (0, 1):
+        write(results, "tsp-own", seed, [row("a", 3, 2), row("b", 4, 2)])
+    write_page(results, page)
+    text = page.read_text()
+    start = "executed, decision form"
+    assert line(text, start, "`tsp-own`", "`sft`")[3] == "+10.0 [+10.0, +10.0]"
+    assert line(text, start, "`tsp`", "`tsp-own`")[3] == "+10.0 [+10.0, +10.0]"
+    # The pair stands there once, and all five are corrected together.
+    assert f"| {start} | `tsp-own` | `tsp` |" not in text
+    assert "Holm's correction over these 5 comparisons" in text
+    # Of valid answers: 4/6 and 5/7 against 2/6 and 3/7.
+    assert line(text, start, "`tsp`", "`sft`")[9] == "+31.0 [+28.6, +33.3]"
 
 
 def test_answers_that_the_budget_ended_are_counted(results: Path, page: Path) -> None:
@@ -218,7 +234,7 @@ def test_an_arm_that_was_not_trained_or_has_fewer_seeds_is_told(results: Path, p
     text = files[page]
     assert "- `grpo`, seed 1: never trained: its answers are the base model's (all" in text
     assert line(text, "`grpo`, 1 seed", "15.0")
-    assert line(text, "executed, decision form", "`grpo`, 1 seed", "+30.0")
+    assert line(text, "executed, decision form", "`tsp`", "`grpo`, 1 seed", "+30.0")
     (plot,) = (content for path, content in files.items() if path.suffix == ".svg")
     assert ">grpo, 1 seed<" in plot
     assert ">tsp<" in plot
@@ -231,8 +247,8 @@ def test_copies_of_a_scenario_are_one_cluster(results: Path, page: Path) -> None
             write(results, arm, seed, [*copies, row("a", 1, 4)])
     write_page(results, page)
     # Two clusters: the copies together, of which each resample has all or none, and the task.
-    change = line(page.read_text(), "executed, decision form", "`base`", "+27.0")
-    assert change[2] == "+27.0 [0.0, +30.0]"
+    change = line(page.read_text(), "executed, decision form", "`tsp`", "`base`", "+27.0")
+    assert change[3] == "+27.0 [0.0, +30.0]"
     assert "(11 tasks, 3 clusters)" in page.read_text()  # with task b, which sft alone answered
 
 

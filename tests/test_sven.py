@@ -14,6 +14,7 @@ import torch
 from conftest import byte_tokenizer, tiny_llama
 from writer import tasks
 
+from treeplay import sven
 from treeplay.config import load_config
 from treeplay.errors import ConfigError, ModelError, RunError, SandboxError, TaskError
 from treeplay.play import Game
@@ -255,6 +256,29 @@ def test_a_loss_that_is_no_number_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not a number at step 1"):
         train_prefixes(policy, tasks()[2:], CONFIG, TRAIN, 7, tmp_path)
     assert not any(has_prefix(m) for m in policy.model.modules())
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_loss_that_explodes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    real = sven._step
+
+    def exploding(*given: Any) -> dict[str, Any]:
+        row = real(*given)
+        return {**row, "likelihood": row["likelihood"] + (9.0 if given[-1] == 3 else 0.0)}
+
+    def stop(step: int, total: int, figures: dict[str, float]) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    train = replace(TRAIN, epochs=4)
+    if resumed:
+        with pytest.raises(KeyboardInterrupt):
+            trained(tmp_path, train, progress=stop)
+    monkeypatch.setattr(sven, "_step", exploding)
+    with pytest.raises(RunError, match=r"the loss exploded at step 3: 1[0-9] nats a changed token"):
+        trained(tmp_path, train)
 
 
 # The whole game.

@@ -30,7 +30,7 @@ from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
 from treeplay.play_over import check_watched, doubt, doubts_of_answers, end, warn, why_over
-from treeplay.play_tasks import short_budgets, warn_of_contamination, what_fits
+from treeplay.play_tasks import contaminated, short_budgets, what_fits
 from treeplay.play_train import train_player
 from treeplay.policy.model import (
     Policy,
@@ -83,7 +83,7 @@ class Game:
         self.suites = eval_suites(config.tasks)
         check_watched(config.play, self.suites)
         self.tasks, self.held = held_suite(config, self.tasks)
-        warn_of_contamination(self.tasks, self.suites, reporter.say)
+        warnings = contaminated(self.tasks, self.suites)
         with run.timed("load"), reporter.stage("load model", 1) as meter:
             self.policy = load_policy(config.model)
             meter.advance(1)
@@ -113,7 +113,7 @@ class Game:
                 meter.advance(1)
         if told := settle(run, _tasks_digest(evaluated)):  # nothing can be wrong with it any more
             reporter.say(told)
-        for warning in short_budgets(self.policy, self.suites, config.eval):
+        for warning in warnings + short_budgets(self.policy, self.suites, config.eval):
             reporter.say(f"warning: {warning}")
             warn(self, warning)
         if not (run.folder / "tasks.jsonl").is_file():

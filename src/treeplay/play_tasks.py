@@ -18,15 +18,16 @@ from treeplay.tasks.task import Task
 Say = Callable[[str], None]
 
 
-def warn_of_contamination(tasks: Sequence[Task], suites: Sequence[Suite], say: Say) -> None:
-    """Name every evaluation task that shares a tenth of its 13-grams with a training task."""
-    for suite in suites:
-        for one in shared_ngrams(tasks, suite.tasks):
-            if one.fraction >= 0.1:
-                say(
-                    f"warning: {suite.name}: {one.task_id} shares {one.fraction:.0%} of its "
-                    f"13-grams with the training task {one.nearest_id}"
-                )
+def contaminated(tasks: Sequence[Task], suites: Sequence[Suite]) -> list[str]:
+    """A sentence for every evaluation task that shares a tenth of its 13-grams with a training
+    task."""
+    return [
+        f"{suite.name}: {one.task_id} shares {one.fraction:.0%} of its 13-grams with the training "
+        f"task {one.nearest_id}"
+        for suite in suites
+        for one in shared_ngrams(tasks, suite.tasks)
+        if one.fraction >= 0.1
+    ]
 
 
 def what_fits(

@@ -264,11 +264,20 @@ def _loop(
     done = load_state(out / "state", trained, optimizer)
     log = out / "train.jsonl"
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
+    guessing = math.log(model.get_input_embeddings().weight.shape[0])
+    first: float | None = json.loads(lines[0])["likelihood"] if lines else None
     for step in range(done, len(steps)):
         torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
         for group in optimizer.param_groups:
             group["lr"] = train.learning_rate * learning_rate_at(step, len(steps), train)
         row = _step(model, steps[step], config, accelerator, step + 1)
+        first = row["likelihood"] if first is None else first
+        if row["likelihood"] > first + guessing:
+            raise RunError(
+                f"the loss exploded at step {step + 1}: {row['likelihood']:.0f} nats a changed "
+                f"token, where the first step had {first:.0f}; lower train.learning_rate or "
+                "train.max_grad_norm"
+            )
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), train.max_grad_norm))
         if not math.isfinite(norm):
             raise RunError(

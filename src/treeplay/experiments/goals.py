@@ -10,20 +10,20 @@ from dataclasses import dataclass
 
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, ratio
-from treeplay.experiments.tables import HEADINGS, estimate_cell, table_head, table_line
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, ratio, sign_flip
+from treeplay.experiments.tables import HEADINGS, estimate_cell, p_cell, table_head, table_line
 
-# The arms of which it is claimed: trees alone, and with anchors that keep general ability.
-CLAIMANTS = ("tsp", "tsp-own")
 EXECUTED = "executed, decision form"
+FULL = "executed, full form"
 STATIC = "judged by static tools"
 GENERAL = "general ability"
+BEST = "the best other"
 
 
 @dataclass(frozen=True)
 class Goal:
-    """``measure`` of a claimant against ``against`` (empty: every arm that is none): its
-    ``ratio``, or its difference.
+    """``measure`` of an arm of which it is claimed against ``against`` (:data:`BEST`: the base
+    model and the best of the arms of which it is not): its ``ratio``, or its difference.
     ``bound`` is what the estimate is to reach, from above or, with ``below``, from below; ``clear``
     is what the whole interval has to lie beyond. ``groups`` are names of groups or their starts."""
 
@@ -47,11 +47,14 @@ class Goal:
 
 
 GOALS = (
-    Goal("main", (EXECUTED, STATIC), "spr1_all", "sft", 75.8 / 57.0, 1.0, ratio=True),
+    Goal("main", (EXECUTED, FULL, STATIC), "spr1_all", "sft", 75.8 / 57.0, 1.0, ratio=True),
     Goal("main", (EXECUTED, STATIC), "spr1_all", "spin", 0.0, 0.0),
+    # The same with what tsp has beside its trees: its rate and its anchor.
+    Goal("main", (EXECUTED, STATIC), "spr1_all", "spin-anchored", 0.0, 0.0),
     Goal("main", (EXECUTED, STATIC), "spr1_all", "tsp-paper", 0.0, 0.0),
-    Goal("main", ("cweval@token",), "secure_pass1", "", 0.0, 0.0),
+    Goal("main", ("cweval@token",), "secure_pass1", BEST, 0.0, 0.0),
     Goal("main", (GENERAL,), "pass1", BASE, -0.01, -0.01),
+    Goal("main", (GENERAL,), "valid", BASE, -0.02, -0.02),
     Goal("main", (EXECUTED,), "valid", BASE, -0.02, -0.02),
     Goal("main", (EXECUTED,), "inert", BASE, 0.0, 0.0, below=True),
     Goal("unseen", (EXECUTED,), "vulnerable", BASE, 1 - 0.32, 1.0, ratio=True, below=True),
@@ -61,7 +64,7 @@ GOALS = (
 
 def goals_table(studies: Sequence[Study]) -> list[str]:
     """A row for every goal, study and group that there are results of; none without any."""
-    rows = [row for study in studies for goal in GOALS for row in _rows(study, goal)]
+    rows = [row for study in studies for row in _study_rows(study)]
     if not rows:
         return []
     heads = ("protocol", "model", "seeds", "tasks", "arm", "what", "against", "goal")
@@ -70,47 +73,73 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
         "answers), and what these results show. *yes*: the estimate reaches the goal and its "
         "whole interval lies on the right side of no effect (where something may fall by so "
         "much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing to "
-        "lose*: the other's rate is within what may be lost.",
+        "lose*: the other's rate is within what may be lost. Intervals stand for themselves; p "
+        "is of no difference at all, by sign flips, with Holm's correction over the rows of a "
+        "protocol and model (no p where something may fall by so much).",
         "",
-        *table_head((*heads, "found", "reached")),
+        *table_head((*heads, "found", "reached", "p (Holm)")),
         *(table_line(row) for row in rows),
     ]
 
 
-def _rows(study: Study, goal: Goal) -> list[list[str]]:
-    if study.protocol != goal.protocol:
-        return []
-    groups = [group for group in study.groups() if group.name.startswith(goal.groups)]
-    others = [goal.against] if goal.against else [a for a in study.arms if a not in CLAIMANTS]
+@dataclass(frozen=True)
+class _Row:
+    cells: list[str]
+    p_value: float | None
+
+
+def _study_rows(study: Study) -> list[list[str]]:
+    """The lines of a study, with p-values corrected over them."""
+    rows = [row for goal in GOALS if goal.protocol == study.protocol for row in _rows(study, goal)]
+    tested = [row.p_value for row in rows if row.p_value is not None]
+    corrected = iter(holm(tested))
+    return [[*row.cells, "n/a" if row.p_value is None else p_cell(next(corrected))] for row in rows]
+
+
+def _rows(study: Study, goal: Goal) -> list[_Row]:
     rows = (
         _row(study, group, goal, mine, other)
-        for group in groups
-        for mine in CLAIMANTS
-        for other in others
+        for group in study.groups()
+        if group.name.startswith(goal.groups)
+        for mine in study.claims
+        for other in _others(study, goal, group)
     )
-    return [row for row in rows if row]
+    return [row for row in rows if row is not None]
 
 
-def _row(study: Study, group: Group, goal: Goal, mine: str, other: str) -> list[str]:
-    """One line of the table; empty where the two arms have no seed or no value in common."""
+def _others(study: Study, goal: Goal, group: Group) -> list[str]:
+    if goal.against != BEST:
+        return [goal.against]
+    means = {
+        arm: estimate(study.values(arm, group, goal.measure), resamples=1).value
+        for arm in study.arms
+        if arm not in (*study.claims, BASE)
+    }
+    known = {arm: mean for arm, mean in means.items() if mean is not None}
+    return [BASE, *([max(known, key=known.__getitem__)] if known else [])]
+
+
+def _row(study: Study, group: Group, goal: Goal, mine: str, other: str) -> _Row | None:
+    """One line of the table; None where the two arms have no seed or no value in common."""
     seeds = study.together(mine, other)
     if not seeds:
-        return []
+        return None
+    ours = study.values(mine, group, goal.measure, seeds)
+    theirs = study.values(other, group, goal.measure, seeds)
     compared: Callable[..., Estimate] = ratio if goal.ratio else difference
-    found = compared(
-        study.values(mine, group, goal.measure, seeds),
-        study.values(other, group, goal.measure, seeds),
-        group.clusters,
-    )
+    found = compared(ours, theirs, group.clusters)
     if found.value is None:
-        return []
+        return None
     scale, digits = (1, 2) if goal.ratio else (100, 1)
     told = estimate_cell(found, scale, sign=not goal.ratio, digits=digits)
     what = HEADINGS[goal.measure] + (", ratio" if goal.ratio else "")
     empty = _empty(study, group, goal, other, seeds)
     said = "nothing to lose" if empty else reached(goal, found)
     names = [study.protocol, study.model, str(len(seeds)), group.name]
-    return [*names, f"`{mine}`", what, f"`{other}`", goal.words(), told, said]
+    best = f" ({BEST})" if goal.against == BEST and other != BASE else ""
+    cells = [*names, f"`{mine}`", what, f"`{other}`{best}", goal.words(), told, said]
+    loss = not goal.ratio and goal.clear != 0
+    return _Row(cells, None if loss else sign_flip(ours, theirs, group.clusters))
 
 
 def _empty(study: Study, group: Group, goal: Goal, arm: str, seeds: Sequence[int]) -> bool:

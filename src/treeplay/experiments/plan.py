@@ -27,7 +27,7 @@ BASE = "base"
 SMOKE: dict[str, Any] = {
     "nodes": {"per_task": 1},
     "grow": {"branches": 2, "max_tokens": 8},
-    "train": {"epochs": 1, "groups_per_step": 3, "budget": 0},
+    "train": {"epochs": 2, "groups_per_step": 64, "budget": 0},
     "grpo": {"generations": 2, "max_tokens": 8},
     "eval": {"samples": 1, "max_tokens": 8},
 }

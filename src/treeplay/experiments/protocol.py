@@ -69,11 +69,11 @@ class Part:
 
 @dataclass(frozen=True)
 class Protocol:
-    """``reference``: the arm whose tokens are the budget of the others, and that they are compared
-    with. ``baselines``: the arms it is to beat. ``folds`` above 1: CWEs are held out in so many
-    folds, and ``train`` and ``eval`` are filtered by them. ``by_language``: suites are pooled
-    language by language. ``settings`` hold for all arms, ``sizes`` for all arms of a size, ``arms``
-    for one (``method`` is the arm's name unless said).
+    """``reference``: the arm whose tokens are the budget of the others. ``claims``: the arms of
+    which it is claimed that they are better, which are compared with all others. ``folds`` above 1:
+    CWEs are held out in so many folds, and ``train`` and ``eval`` are filtered by them.
+    ``by_language``: suites are pooled language by language. ``settings`` hold for all arms,
+    ``sizes`` for all arms of a size, ``arms`` for one (``method`` is the arm's name unless said).
     """
 
     name: str
@@ -84,7 +84,7 @@ class Protocol:
     settings: dict[str, Any] = field(default_factory=dict)
     sizes: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference: str = "tsp"
-    baselines: tuple[str, ...] = ("sft",)
+    claims: tuple[str, ...] = ("tsp",)
     folds: int = 1
     by_language: bool = False
 
@@ -129,7 +129,7 @@ def parse_protocol(name: str, text: str) -> Protocol:
     for part in (*protocol.train, *protocol.eval):
         if part.source != "starter" and part.source not in FILES:
             raise ConfigError(f"experiment {name}: unknown source {part.source!r}")
-    for arm in (protocol.reference, *protocol.baselines):
+    for arm in (protocol.reference, *protocol.claims):
         if arm not in protocol.arms:
             raise ConfigError(f"experiment {name}: there is no arm {arm!r} to compare with")
     return protocol

@@ -46,13 +46,13 @@ class Group:
 @dataclass(frozen=True)
 class Study:
     """All results of one protocol and model. ``rows``: arm -> seed -> (suite, task) -> counts;
-    ``told``: arm -> seed -> the rest of the file."""
+    ``told``: arm -> seed -> the rest of the file; ``claims``: arms that are compared with all."""
 
     protocol: str
     model: str
     title: str
     reference: str
-    baselines: tuple[str, ...]
+    claims: tuple[str, ...]
     by_language: bool
     arms: tuple[str, ...]
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]]
@@ -205,14 +205,14 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
             key: value for key, value in data.items() if key != "tasks"
         }
     title, reference, order = protocol, "tsp", list[str]()
-    baselines: tuple[str, ...] = ()
+    claims: tuple[str, ...] = ("tsp",)
     by_language = False
     if protocol in protocol_names():
         known = load_protocol(protocol)
-        title, reference, baselines = known.title, known.reference, known.baselines
+        title, reference, claims = known.title, known.reference, known.claims
         order, by_language = list(known.arms), known.by_language
     arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
-    return Study(protocol, model, title, reference, baselines, by_language, tuple(arms), rows, told)
+    return Study(protocol, model, title, reference, claims, by_language, tuple(arms), rows, told)
 
 
 def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> None:

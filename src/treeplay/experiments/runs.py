@@ -85,7 +85,7 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
             gc.collect()
         for fault in faults:
             reporter.say(f"failed: {arm}, seed {seed}: {fault['fault']}")
-        named = ((plan.out, "OUT"), (Path(plan.model), plan.model_name))
+        named = ((plan.out, "OUT"), (Path(plan.model), Path(plan.model).name))
         folders = [(folder, name) for folder, name in named if folder.is_absolute()]
         told = {
             "protocol": plan.protocol.name,

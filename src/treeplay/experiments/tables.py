@@ -25,7 +25,7 @@ HEADINGS = {
     "secure_pass1": "secure-pass@1",
 }
 MINUS = "\u2212"
-WITH_INTERVAL = ("spr1_all", "vulnerable", "secure_pass1")
+WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 
 def study_tables(study: Study) -> list[str]:
@@ -120,49 +120,57 @@ def _rates(study: Study, group: Group) -> list[str]:
 
 
 def _comparisons(study: Study) -> list[str]:
-    """The reference against every other arm on the main groups; p-values corrected by Holm over
-    all of these comparisons. Then every arm against the base model."""
-    if not study.seeds(study.reference):
-        return [f"No run of `{study.reference}` has a result, so nothing is compared."]
+    """Arms of which something is claimed against every other on the main groups; p-values
+    corrected by Holm over all of these comparisons. Then every arm against the base model."""
     rows: list[list[str]] = []
     p_values: list[float] = []
     for group in study.main_groups():
-        for arm in study.arms:
-            seeds = study.together(study.reference, arm)
-            if arm == study.reference or not seeds:
-                continue
-            mine = study.values(study.reference, group, "spr1_all", seeds)
-            theirs = study.values(arm, group, "spr1_all", seeds)
-            p_value = sign_flip(mine, theirs, group.clusters)
+        for mine, other in _pairs(study):
+            seeds = study.together(mine, other)
+            ours = study.values(mine, group, "spr1_all", seeds)
+            theirs = study.values(other, group, "spr1_all", seeds)
+            p_value = sign_flip(ours, theirs, group.clusters)
             if p_value is None:
                 continue
             p_values.append(p_value)
             rows.append(
                 [
                     group.name,
-                    f"`{arm}`{study.fewer(seeds)}",
-                    estimate_cell(difference(mine, theirs, group.clusters), 100, sign=True),
-                    estimate_cell(ratio(mine, theirs, group.clusters), 1, digits=2),
-                    _p(p_value),
+                    f"`{mine}`",
+                    f"`{other}`{study.fewer(seeds)}",
+                    estimate_cell(difference(ours, theirs, group.clusters), 100, sign=True),
+                    estimate_cell(ratio(ours, theirs, group.clusters), 1, digits=2),
+                    p_cell(p_value),
                     *(
-                        _change(study, study.reference, arm, group, measure)
-                        for measure in ("vulnerable", "secure_pass1")
+                        _change(study, mine, other, group, measure)
+                        for measure in ("vulnerable", "secure_pass1", "spr1_valid")
                     ),
                 ]
             )
-    heads = [
-        *("tasks", f"`{study.reference}` against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"),
-        *("vulnerable", "secure-pass@1"),
-    ]
-    out = [
-        f"`{study.reference}` against the others, paired by task and seed (p-values by sign flips, "
-        f"Holm's correction over these {len(rows)} comparisons):",
-        "",
-        *table_head(heads),
-    ]
-    for row, corrected in zip(rows, holm(p_values), strict=True):
-        out.append(table_line([*row[:5], _p(corrected), *row[5:]]))
+    out = [f"No run of `{study.reference}` has a result, so nothing is compared."]
+    if rows:
+        heads = ["tasks", "arm", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"]
+        heads += ["vulnerable", "secure-pass@1", "SPR@1 of valid"]
+        out = [
+            "Paired by task and seed (p-values of SPR@1 by sign flips, Holm's correction over "
+            f"these {len(rows)} comparisons; SPR@1 of valid over tasks where both have some):",
+            "",
+            *table_head(heads),
+        ]
+        for row, corrected in zip(rows, holm(p_values), strict=True):
+            out.append(table_line([*row[:6], p_cell(corrected), *row[6:]]))
     return out + (["", *_against_base(study)] if study.seeds(BASE) else [])
+
+
+def _pairs(study: Study) -> list[tuple[str, str]]:
+    """(arm of which something is claimed, another), each pair with seeds in common once."""
+    claims = [arm for arm in study.claims if study.seeds(arm)]
+    return [
+        (mine, other)
+        for number, mine in enumerate(claims)
+        for other in study.arms
+        if other != mine and other not in claims[:number] and study.together(mine, other)
+    ]
 
 
 def _against_base(study: Study) -> list[str]:
@@ -290,7 +298,8 @@ def estimate_cell(
     return text
 
 
-def _p(value: float) -> str:
+def p_cell(value: float) -> str:
+    """A p-value to three places."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
