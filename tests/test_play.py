@@ -276,6 +276,36 @@ def test_players_can_be_evaluated_anew(
     assert content(run) == before
 
 
+def test_a_suite_more_asks_nothing_of_the_others_again(played: Path, tmp_path: Path) -> None:
+    """The same as an evaluation that asked all of it at once."""
+    path = copied(played, tmp_path)
+    run = tmp_path / "run"
+    before = read_json(run / "manifest.json")["config"]["tasks"]["eval"]
+    more = (
+        f"tasks.eval={json.dumps([*before, before[0].partition('@')[0] + '@full,max_tokens=20'])}"
+    )
+    once = tmp_path / "once"
+    shutil.copytree(run, once)
+    manifest = read_json(once / "manifest.json")
+    manifest["config"]["out"] = str(once)
+    del manifest["suites"]  # of a run from before it was written down: all is asked again
+    (once / "manifest.json").write_text(json.dumps(manifest))
+    asked = []
+    for out in (run, once):
+        config = load_config(path, [f"out={out}", more])
+        one = Game(open_run(config, resume=True, anew=True), Reporter(quiet=True))
+        asked.append([p.name for p in (out / "eval").glob("*")])
+        one.play()
+        one.close()
+    assert len(asked[0]) == 2 * len(before)  # of two players
+    assert asked[1] == []
+    for player in ("base", "round-1"):
+        rows = (run / f"eval/{player}.jsonl").read_bytes()
+        assert rows == (once / f"eval/{player}.jsonl").read_bytes()
+        suites = {row["suite"] for row in read_jsonl(run / f"eval/{player}.jsonl")}
+        assert len(suites) == len(before) + 1
+
+
 def test_an_exchanged_adapter_is_refused(played: Path, tmp_path: Path) -> None:
     path = copied(played, tmp_path)
     weights = tmp_path / "run/round-1/adapter/adapter_model.safetensors"

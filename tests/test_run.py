@@ -199,7 +199,7 @@ def test_a_run_from_before_a_setting_goes_on_with_its_default(tmp_path: Path) ->
 def evaluated(folder: Path, config: Config, tasks: str, answers: str) -> str:
     """Open a run that asks like ``config``, and answer. Returns what is told."""
     run = open_run(config, resume=True, anew=True)
-    told = settle(run, tasks)
+    told = settle(run, tasks, {})
     write_text(folder / "eval/base.jsonl", answers)
     for name in MADE:
         write_text(folder / name, answers)
@@ -232,7 +232,7 @@ def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
     assert evaluated(folder, second, "c", "3rd").startswith("evaluation tasks changed: players")
     assert not open_run(second, resume=True, anew=True).changed
     run = open_run(first, resume=True, anew=True)
-    assert settle(run, "a") == (
+    assert settle(run, "a", {}) == (
         "tasks.eval, eval.samples, evaluation tasks changed: eval-1 is in use again, eval-3 holds "
         "the evaluation before"
     )
@@ -244,6 +244,36 @@ def test_what_is_asked_in_evaluation_may_change(tmp_path: Path) -> None:
     assert sorted(p.name for p in folder.glob("eval*")) == ["eval", "eval-2", "eval-3"]
 
 
+def test_suites_that_are_asked_as_before_keep_their_answers(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    config = begun(folder)
+    names = {
+        f"{player}.{suite}.answers" for player in ("base", "round-1") for suite in ("s", "a.s")
+    }
+    run = open_run(config, resume=True, anew=True)
+    settle(run, "a", {"s": "1", "a.s": "2"})
+    for name in (*names, "round-2.s.answers.part"):
+        write_text(folder / "eval" / name, name)
+    with run.timed("base eval sample"):
+        pass
+    run = open_run(config, resume=True, anew=True)
+    assert settle(run, "b", {"s": "1", "a.s": "3", "new": "4"}) == (
+        "evaluation tasks changed: players are evaluated anew but for s, eval-1 holds the "
+        "evaluation before"
+    )
+    # Neither the other suite, whose name ends alike, nor half a stage, nor what is made of all.
+    kept = {"base.s.answers", "round-1.s.answers"}
+    assert {path.name for path in (folder / "eval").iterdir()} == kept
+    assert all((folder / "eval" / name).read_text() == name for name in kept)
+    assert names < {path.name for path in (folder / "eval-1").iterdir()}
+    assert "base eval sample" in run.timings
+    # Who changes his mind again has what there was at first.
+    run = open_run(config, resume=True, anew=True)
+    assert "eval-1 is in use again" in settle(run, "a", {"s": "1", "a.s": "2"})
+    assert names < {path.name for path in (folder / "eval").iterdir()}
+    assert run.manifest["suites"] == {"s": "1", "a.s": "2"}
+
+
 def test_an_evaluation_that_had_no_answer_is_not_put_aside(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     begun(folder)
@@ -252,7 +282,7 @@ def test_an_evaluation_that_had_no_answer_is_not_put_aside(tmp_path: Path) -> No
     write_text(folder / "round-1/nodes.json", "{}")
     write_text(folder / "tasks.jsonl", "old")
     run = open_run(load_config(None, [f"out={folder}", "eval.samples=2"]), resume=True, anew=True)
-    assert settle(run, "a") == "eval.samples changed: players are evaluated anew"
+    assert settle(run, "a", {}) == "eval.samples changed: players are evaluated anew"
     assert not (folder / "tasks.jsonl").exists()
     assert not list(folder.glob("eval-*"))
 
@@ -263,7 +293,7 @@ def test_fewer_rows_at_once_ask_nothing_else(tmp_path: Path) -> None:
     begun(folder)
     write_text(folder / "eval/round-1.s.answers.part", "half")
     config = load_config(None, [f"out={folder}", "eval.rows_at_once=2"])
-    assert settle(open_run(config, resume=True, anew=True), "a") == ""
+    assert settle(open_run(config, resume=True, anew=True), "a", {}) == ""
     assert [p.name for p in (folder / "eval").iterdir()] == ["base.jsonl"]
     assert not open_run(config, resume=True).changed
 
@@ -277,9 +307,9 @@ def test_what_is_asked_is_only_changed_where_that_is_wanted(tmp_path: Path) -> N
         open_run(other, resume=True)
     with pytest.raises(RunError, match=r"other settings: seed, eval\.samples differ"):
         open_run(replace(other, seed=1), resume=True, anew=True)
-    settle(open_run(config, resume=True), "a")
+    settle(open_run(config, resume=True), "a", {})
     with pytest.raises(RunError, match="evaluation tasks was a when the run began and is b now"):
-        settle(open_run(config, resume=True), "b")
+        settle(open_run(config, resume=True), "b", {})
     assert (folder / "eval/base.jsonl").is_file()
 
 

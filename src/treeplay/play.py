@@ -6,8 +6,6 @@ again. So each can be run alone, looked at, replaced, and resumed (see :mod:`tre
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -20,7 +18,7 @@ from treeplay.contrasts import (
     draw_contrasts,
 )
 from treeplay.errors import RunError
-from treeplay.evaluations import settle
+from treeplay.evaluations import question, settle, tasks_digest
 from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.nodes_learn import learn_nodes
@@ -103,7 +101,7 @@ class Game:
         learnt = [*self.tasks, *(self.held.tasks if self.held else ())]
         evaluated = [task for suite in self.suites for task in suite.tasks]
         every = [*learnt, *evaluated]
-        run.name("training tasks", _tasks_digest(learnt))
+        run.name("training tasks", tasks_digest(learnt))
         self.judge = Judge(self.sandbox, run.path("verdicts.jsonl"), config.judge)
         run.name("judge", self.judge.identity())
         untested = sorted({task.language for task in every if task.tests is None})
@@ -111,7 +109,9 @@ class Game:
             with reporter.stage("canaries", 1) as meter:
                 self.judge.panel.check(untested)
                 meter.advance(1)
-        if told := settle(run, _tasks_digest(evaluated)):  # nothing can be wrong with it any more
+        # Nothing can be wrong with the run any more.
+        suites = {suite.name: question(config.eval, suite) for suite in self.suites}
+        if told := settle(run, tasks_digest(evaluated), suites):
             reporter.say(told)
         for warning in warnings + short_budgets(self.policy, self.suites, config.eval):
             reporter.say(f"warning: {warning}")
@@ -327,8 +327,3 @@ class Game:
                 raise
             self.evaluate(number)
         end(self, self.config.rounds, "")
-
-
-def _tasks_digest(tasks: Sequence[Task]) -> str:
-    lines = (json.dumps(task_to_json(task)) for task in tasks)
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from treeplay.evaluate import Answer, sample_answers
+from treeplay.evaluations import asked_as
 from treeplay.metrics import Scored, scored_to_json
 from treeplay.policy.model import Policy
 from treeplay.run import batches, staged
@@ -42,12 +42,7 @@ def sampled_answers(
     game: Game, policy: Policy, player: str, suite: Suite, file: str
 ) -> list[Answer]:
     """The answers of ``policy`` to a suite, kept in ``file`` of the run folder as they come."""
-    config = game.config.eval
-    config = replace(
-        config,
-        samples=suite.samples or config.samples,
-        max_tokens=suite.max_tokens or config.max_tokens,
-    )
+    config = asked_as(game.config.eval, suite)
     order = sorted(range(len(suite.tasks)), key=lambda i: len(suite.tasks[i].prompt))
     groups = batches(order, [config.samples] * len(suite.tasks), config.rows_at_once)
     with (

@@ -159,6 +159,8 @@ def _write(
         if part.form != "full":
             some = [t for t in some if decision_form(t, part.form) is not None]
         some = limited(some, part.most(size))
+        if part.static:
+            some = [replace(t, tests=None) for t in some]
         split = "eval-unseen" if held is not None else ""
         some = [replace(t, split=split or _held(t)) for t in some]
         if not some and held is None:

@@ -58,7 +58,7 @@ GOALS = (
     Goal("main", (EXECUTED,), "valid", BASE, -0.02, -0.02),
     Goal("main", (EXECUTED,), "inert", BASE, 0.0, 0.0, below=True),
     Goal("unseen", (EXECUTED,), "vulnerable", BASE, 1 - 0.32, 1.0, ratio=True, below=True),
-    Goal("transfer", (EXECUTED,), "spr1_all", BASE, 0.0, 0.0),
+    Goal("transfer", (EXECUTED, STATIC), "spr1_all", BASE, 0.0, 0.0),
 )
 
 

@@ -40,8 +40,9 @@ class Part:
     """Tasks of one data set. ``source``: ``starter`` or a key of :data:`FILES`. What is empty or
     0 chooses everything: ``splits``, ``languages``, ``cwes`` (one of the task's), ``tested`` (has
     tests), ``max_chars`` of prompt and golden answer, ``limit`` by size. ``name``, ``form``,
-    ``samples`` and ``max_tokens`` are for suites (0: as the section ``eval`` says), and so is
-    ``rest``: only what is not trained on."""
+    ``samples`` and ``max_tokens`` are for suites (0: as the section ``eval`` says), and so
+    are ``rest`` (only what is not trained on) and ``static`` (without tests: judged by static
+    tools)."""
 
     source: str
     name: str = ""
@@ -55,6 +56,7 @@ class Part:
     samples: int = 0
     max_tokens: int = 0
     rest: bool = False
+    static: bool = False
 
     def suite(self) -> str:
         """The name of the suite in results."""

@@ -78,27 +78,34 @@ class Study:
 
     def main_groups(self) -> list[Group]:
         """What methods are compared on: the executed tasks of all suites together in a decision
-        form and in full form (``by_language``: in each language), the tasks without tests, and
-        those of general ability."""
+        form and in full form, and the tasks without tests (``by_language``: in each language);
+        then those of general ability."""
         found = self._counts().values()
         languages = sorted({row["language"] for row in found}) if self.by_language else [""]
+        kinds: list[tuple[str, bool, bool | None]] = [
+            ("executed, decision form", True, False),
+            ("executed, full form", True, True),
+            ("judged by static tools", False, None),
+        ]
         out = []
-        for form, full in (("decision form", False), ("full form", True)):
+        for kind, tested, full in kinds:
             for language in languages:
 
-                def tested(
-                    row: dict[str, Any], full: bool = full, language: str = language
+                def wanted(
+                    row: dict[str, Any],
+                    tested: bool = tested,
+                    full: bool | None = full,
+                    language: str = language,
                 ) -> bool:
                     return (
-                        row["tested"]
+                        row["tested"] == tested
                         and not row["general"]
-                        and _full(row) == full
+                        and full in (None, _full(row))
                         and language in ("", row["language"])
                     )
 
-                name = f"executed, {form}" + (f", {language}" if language else "")
-                out.append(self._group(name, tested))
-        out.append(self._group("judged by static tools", lambda row: not row["tested"]))
+                name = kind + (f", {language}" if language else "")
+                out.append(self._group(name, wanted))
         out.append(self._group("general ability", lambda row: row["general"]))
         return [group for group in out if group.keys]
 
