@@ -288,6 +288,27 @@ def test_every_token_that_training_took_is_counted(tmp_path: Path) -> None:
     assert used(tmp_path)["sampled"] == 158
 
 
+def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
+    protocol = load_protocol("main")
+    folds = (Prepared(tmp_path / "train.jsonl", (), {"digests": {}}),)
+    arms = ("tsp", "sft", "spin", "tsp-paper", "grpo", "tdpo")
+    plan = Plan(protocol, "cpu", "smollm2", arms, (0,), folds, tmp_path, tmp_path / "results", ())
+
+    def given(arm: str) -> tuple[str, ...]:
+        return runs._budget(plan, plan.cells(arm, 0)[0])
+
+    assert given("spin") == ()  # nothing is known yet
+    spent = {"sampled": 7000, "nodes": 88, "gradient": 90123}
+    write_json(plan.result("tsp", 0), {"runs": [{"fold": 0, "used": spent}]})
+    assert given("tsp") == given("base") == ()
+    assert given("sft") == given("tdpo") == ("train.budget=90123",)
+    branches = ("train.budget=90123", "grow.budget=7000", "grow.branches=64", "grow.wave=1")
+    assert given("spin") == given("tsp-paper") == branches
+    assert given("grpo") == ("train.budget=90123", "grpo.budget=7000")
+    config = plan.config(plan.cells("spin", 0)[0], given("spin"))
+    assert (config.grow.budget, config.grow.wave, config.train.budget) == (7000, 1, 90123)
+
+
 def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:
     folder = tmp_path / "sft" / "0"
     asked = [f"out={folder}", "method=sft"]

@@ -68,6 +68,41 @@ def test_waves_stop_where_a_node_is_known_and_resume_the_same(writer: Path, tmp_
     assert (folder / "judged.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("method", ["spin", "tsp"])
+def test_a_budget_of_tokens_ends_the_waves(method: str, writer: Path, tmp_path: Path) -> None:
+    """As nearly as whole waves come, judged or not, and the same after a kill."""
+    source = str(writer / "tasks.jsonl")
+    data: dict[str, Any] = {
+        "method": method,
+        "model": {"name": str(writer), "threads": 1},
+        "tasks": {"train": source, "eval": [source]},
+        "grow": {"branches": 9, "wave": 1, "max_tokens": 60, "completion": "model"},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(data))
+
+    def waves(trees: list[Tree]) -> list[int]:
+        """Tokens of each wave: of the first branch of every node, of the second, ..."""
+        counts: Counter[int] = Counter()
+        for tree in trees:
+            seen: Counter[int] = Counter()
+            for branch in tree.branches:
+                counts[seen[branch.node]] += len(branch.ids)
+                seen[branch.node] += 1
+        return [counts[number] for number in sorted(counts)]
+
+    whole = waves(grown(recipe, tmp_path / "whole"))
+    assert len(whole) == 9
+    for budget, count in ((1, 1), (sum(whole[:3]), 3), (sum(whole[:4]) + 1, 4), (10**9, 9)):
+        out = tmp_path / str(budget)
+        trees = grown(recipe, out, f"grow.budget={budget}")
+        assert waves(trees) == whole[:count]
+        if count == 4:
+            for name in ("judged.jsonl", "grown-1-3.jsonl", "grown-1-4.jsonl"):
+                (out / "round-1" / name).unlink(missing_ok=True)
+            assert grown(recipe, out, f"grow.budget={budget}", resume=True) == trees
+
+
 def test_waves_need_a_judge() -> None:
     with pytest.raises(ConfigError, match="asks no judge"):
         load_config(None, ["method=spin", "grow.adaptive=0.3"])

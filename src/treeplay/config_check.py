@@ -37,6 +37,7 @@ AT_LEAST = {
     "grow.rows_at_once": 1,
     "grow.adaptive": 0,
     "grow.wave": 1,
+    "grow.budget": 0,
     "grow.keep_mb": 0,
     "grow.temperature": 0,
     "judge.workers": 1,

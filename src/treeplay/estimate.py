@@ -130,10 +130,15 @@ def _contrasts(game: Game) -> _Training:
     answers = len(paths) * golden.samples if own else 0
     if golden.source == "repair":
         answers += len(paths) * golden.attempts * golden.mends
-    sampled = (branches + rollouts) * config.grow.max_tokens + answers * golden.max_tokens
+    longest = config.grow.max_tokens
+    grown = branches * longest
+    if config.grow.budget:  # of which one wave is sampled in any case
+        wave = nodes * min(config.grow.wave, config.grow.branches) * longest
+        grown = min(grown, max(config.grow.budget, wave))
+    sampled = grown + rollouts * longest + answers * golden.max_tokens
     judged = answers + rollouts + (0 if config.method in UNJUDGED else branches)
 
-    once = sum(map(sum, paths)) + branches * config.grow.max_tokens
+    once = sum(map(sum, paths)) + grown
     if config.contrasts.ordinary and config.method != "sven":
         seed, spoken = config.seed * 1000 + 1, config.tasks.languages
         written = replace(config.contrasts, ordinary_text="written")

@@ -29,8 +29,9 @@ class GrowConfig(SampleConfig):
 
     ``adaptive`` above 0: ``branches`` is the most, sampled ``wave`` by wave and judged in between;
     a node gets no more once it has two secure and two vulnerable branches, or once the 95 %
-    interval of its vulnerable share is narrower than ``adaptive``. ``keep_mb``: memory for keys and
-    values of golden paths that later waves and levels sample behind again.
+    interval of its vulnerable share is narrower than ``adaptive``. ``budget`` above 0: waves end
+    when as many tokens were sampled in the round, as nearly as whole waves come. ``keep_mb``:
+    memory for keys and values of golden paths that later waves and levels sample behind again.
     """
 
     branches: int = 8
@@ -38,6 +39,7 @@ class GrowConfig(SampleConfig):
     depth: int = 1
     adaptive: float = 0.0
     wave: int = 4
+    budget: int = 0
     keep_mb: int = 1024
 
 
@@ -47,16 +49,27 @@ def missing(tree: Tree, node: Node, config: GrowConfig) -> int:
     if node.source == "trie":
         return 0
     have = [branch.verdict for branch in tree.branches if branch.node == node.id]
-    if not config.adaptive:
+    if not config.adaptive and not config.budget:
         # A node found by probing has rollouts already, which count; others get all at once.
         probed = node.branch is None and any(p.position == node.position for p in tree.probes)
         return max(0, config.branches - len(have)) if probed or not have else 0
-    labels = [verdict.label for verdict in have if verdict is not None]
-    vulnerable, secure = labels.count("vulnerable"), labels.count("secure")
-    low, high = wilson(vulnerable, len(labels))
-    if min(vulnerable, secure) >= 2 or high - low < config.adaptive:
-        return 0
+    if config.adaptive:
+        labels = [verdict.label for verdict in have if verdict is not None]
+        vulnerable, secure = labels.count("vulnerable"), labels.count("secure")
+        low, high = wilson(vulnerable, len(labels))
+        if min(vulnerable, secure) >= 2 or high - low < config.adaptive:
+            return 0
     return max(0, min(config.wave, config.branches - len(have)))
+
+
+def spent(before: Sequence[Tree], now: Sequence[Tree], budget: int) -> bool:
+    """Whether the trees' branches come nearer to ``budget`` tokens as they are than with another
+    wave like the last one, which began at ``before``. Never, where ``budget`` is 0."""
+    first, last = (
+        sum(len(branch.ids) for tree in trees for branch in tree.branches)
+        for trees in (before, now)
+    )
+    return budget > 0 and last + (last - first) / 2 > budget
 
 
 def wilson(hits: int, count: int, z: float = 1.96) -> tuple[float, float]:

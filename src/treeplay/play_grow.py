@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from treeplay.golden_stage import own_trees
-from treeplay.grow import deepen, grow, missing, plant
+from treeplay.grow import deepen, grow, missing, plant, spent
 from treeplay.nodes import LEARNT
 from treeplay.policy.model import Policy
 from treeplay.policy.trunks import Kept
@@ -78,12 +78,14 @@ def grow_trees(game: Game, opponents: Opponents, number: int, trees: list[Tree])
     latest = game.player(opponents.pool[0])
     trees = [signed(tree, latest) for tree in trees]  # rollouts, samples of a trie
     for level in range(1, config.depth + 1):
-        wave = 1
-        while wave == 1 or any(_rows(game, tree) for tree in trees):
+        wave, before = 1, trees
+        while wave == 1 or (
+            any(_rows(game, tree) for tree in trees) and not spent(before, trees, config.budget)
+        ):
+            before = trees
             trees = _grow_level(game, opponents, tasks, trees, number, (level, wave))
-            if not judged:
-                break
-            trees = _judge_level(game, tasks, trees, number, level)
+            if judged:
+                trees = _judge_level(game, tasks, trees, number, level)
             wave += 1
         if judged and level < config.depth:
             trees = deepen(tasks, trees, room)

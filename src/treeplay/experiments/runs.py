@@ -29,8 +29,10 @@ from treeplay.play_train import learns_from_contrasts
 from treeplay.progress import Reporter
 from treeplay.run import evaluates, open_run, read_json, write_json, write_text
 
+# More branches a node than any budget has room for.
+MANY = 64
 # What an arm is given of the reference's tokens.
-BUDGETS = ("train.budget", "grow.branches", "grpo.budget")
+BUDGETS = ("train.budget", "grow.budget", "grow.branches", "grow.wave", "grpo.budget")
 # A round's trees, and the counts of what it took to find their nodes and golden paths.
 TREES = ("round-1/golden.json", "round-1/nodes.json", "round-1/planted.jsonl")
 # Sections that decide how the base model answers, and those that decide how trees grow.
@@ -171,8 +173,8 @@ def _look_for_faults(game: Game) -> None:
 
 def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
     """Settings that give an arm the tokens that the reference took, as far as these are known:
-    as many gradient tokens, and for methods that judge no branch as many branches as surely fit
-    into the sampled tokens (a branch taken at its longest)."""
+    as many gradient tokens, and for methods that judge no branch, and so may sample for nothing,
+    as many sampled ones."""
     if cell.arm in (BASE, plan.protocol.reference):
         return ()
     path = plan.result(plan.protocol.reference, cell.seed)
@@ -187,10 +189,8 @@ def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
     if arm.get("train", {}).get("budget", 0) in (0, _common_budget(plan)):
         out.append(f"train.budget={max(1, spent['gradient'] // config.rounds)}")
     if config.method in UNJUDGED and "branches" not in arm.get("grow", {}):
-        root = config.nodes.sources == ("root",)
-        nodes = sum(cell.data.facts["train"].values()) if root else max(1, spent["nodes"])
-        branches = max(1, spent["sampled"] // (nodes * config.grow.max_tokens * config.rounds))
-        out.append(f"grow.branches={branches}")
+        sampled = max(1, spent["sampled"] // config.rounds)
+        out += [f"grow.budget={sampled}", f"grow.branches={MANY}", "grow.wave=1"]
     if config.method == "grpo":
         out.append(f"grpo.budget={max(1, spent['sampled'] // config.rounds)}")
     return tuple(out)
