@@ -23,8 +23,11 @@ PACKAGE = PurePosixPath("src/treeplay")
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", maxsplit=1)[0])
     parser.add_argument("digests", nargs="+")
-    wanted = dict.fromkeys(parser.parse_args().digests)
-    for commit in git("log", "--format=%H", "--", f"{PACKAGE}/*.py").decode().split():
+    parser.add_argument("--last", type=int, default=-1, help="look through so many changes only")
+    args = parser.parse_args()
+    wanted = dict.fromkeys(args.digests)
+    limit = f"--max-count={args.last}"
+    for commit in git("log", limit, "--format=%H", "--", f"{PACKAGE}/*.py").decode().split():
         digest = digest_of(commit)
         if digest in wanted:
             told = git("log", "-1", "--format=%h %ad %s", "--date=short", commit)

@@ -22,7 +22,7 @@ def git(*words: str) -> str:
 def test_the_code_that_is_here_is_found_in_the_history() -> None:
     if git("status", "--porcelain", "--", "src"):
         pytest.skip("the code is not that of a commit")
-    done = subprocess.run([*SCRIPT, code_digest()], capture_output=True, text=True)
+    done = subprocess.run([*SCRIPT, code_digest(), "--last", "2"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     commit = done.stdout.split()[1]
     assert git("diff", "--stat", commit, "HEAD", "--", "src/treeplay/*.py") == ""
@@ -31,6 +31,6 @@ def test_the_code_that_is_here_is_found_in_the_history() -> None:
 def test_a_digest_of_other_code_is_told() -> None:
     if git("rev-parse", "HEAD") == "no repository":
         pytest.skip("not a repository")
-    done = subprocess.run([*SCRIPT, "0" * 16], capture_output=True, text=True)
+    done = subprocess.run([*SCRIPT, "0" * 16, "--last", "2"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "not in this history: 0000000000000000" in done.stderr

@@ -302,9 +302,18 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
     write_json(plan.result("tsp", 0), {"runs": [{"fold": 0, "used": spent}]})
     assert given("tsp") == given("base") == ()
     assert given("sft") == given("tdpo") == ("train.budget=90123",)
-    branches = ("train.budget=90123", "grow.budget=7000", "grow.branches=64", "grow.wave=1")
+    branches = ("train.budget=90123", "grow.budget=7000", "grow.branches=1000", "grow.wave=1")
     assert given("spin") == given("tsp-paper") == branches
     assert given("grpo") == ("train.budget=90123", "grpo.budget=7000")
+    # What was given tokens by another rule is no result of this one; what was played before the
+    # reference is.
+    for rule, other in (
+        (["train.budget=90", "grow.budget=70", "grow.branches=1000", "grow.wave=1"], False),
+        (["train.budget=90", "grow.branches=1"], True),
+        ([], False),
+    ):
+        old = {"runs": [{"fold": 0, "budget": rule}]}
+        assert runs._other_rule(plan, plan.cells("spin", 0)[0], old) == other
     config = plan.config(plan.cells("spin", 0)[0], given("spin"))
     assert (config.grow.budget, config.grow.wave, config.train.budget) == (7000, 1, 90123)
 

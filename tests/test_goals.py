@@ -84,6 +84,18 @@ def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # n
     assert text.index("What is claimed") < text.index("### `main`")
 
 
+def test_the_best_other_has_the_same_seeds(results: Path) -> None:  # noqa: F811
+    for arm, seeds, secure in (("dpo", (0, 1), 3), ("ipo", (0,), 6), ("base", (0, 1), 1)):
+        for seed in seeds:
+            rows = [row(task, secure, 0, suite="cweval@token") for task in ("a", "b")]
+            write(results, arm, seed, rows)
+    for seed in (0, 1):
+        write(results, "tsp", seed, [row(t, 5, 0, suite="cweval@token") for t in ("a", "b")])
+    table = "\n".join(goals_table(read_studies(results)))
+    assert "| `dpo` (the best other) | higher | +20.0 [+20.0, +20.0] |" in table
+    assert "`ipo`" not in table
+
+
 def test_without_a_claimant_there_is_no_goal(results: Path) -> None:  # noqa: F811
     for path in (results / "main" / "tiny" / "tsp").iterdir():
         path.unlink()

@@ -12,7 +12,7 @@ import pytest
 
 from treeplay.config import load_config
 from treeplay.errors import RunError
-from treeplay.hold import BusyError, hold
+from treeplay.hold import BusyError, Hold, hold
 from treeplay.run import open_run
 
 HOLDING = """
@@ -80,3 +80,21 @@ def test_a_file_in_the_place_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(RunError, match="cannot make the run folder"):
         open_run(load_config(None, [f"out={tmp_path / 'run'}"]), resume=False)
+
+
+def test_a_folder_that_is_moved_away_is_not_held_by_its_old_name(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    held = hold(tmp_path / "run")
+    assert held is not None
+    assert held.is_of(tmp_path / "run")
+    (tmp_path / "run").rename(tmp_path / "old")
+    (tmp_path / "run").mkdir()
+    assert not held.is_of(tmp_path / "run")
+    assert hold(tmp_path / "run") is not held
+
+
+def test_a_folder_that_cannot_be_opened(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    with pytest.raises(FileNotFoundError):
+        Hold(tmp_path / "gone")
+    gc.collect()
+    assert not recwarn.list

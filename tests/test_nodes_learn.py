@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,19 @@ def test_rollouts_are_branches_with_their_ids_and_log_probs(
                 (logps,) = plain_logps(one.policy.model, [whole], [(node.position, len(whole))])
                 assert branch.logps == pytest.approx(logps.tolist(), abs=2e-3)
     assert reused == read_json(one.run.path("round-1", "nodes.json"))["probe"]["reused"] > 0
+
+
+def test_a_budget_is_of_branches_not_of_rollouts(
+    probed: tuple[Game, list[Tree]], writer: Path, tmp_path: Path
+) -> None:
+    one, _ = probed
+    other = game(writer, tmp_path / "run", "grow.budget=1", "grow.wave=1")
+    trees = other.grow(1)
+    told = [read_json(g.run.path("round-1", "nodes.json"))["probe"] for g in (one, other)]
+    assert told[0] == told[1]
+    # One wave more than the rollouts, of one branch a node.
+    at = Counter((tree.task, branch.node) for tree in trees for branch in tree.branches)
+    assert set(at.values()) == {5}
 
 
 def test_contrasts_are_weighed_by_value(probed: tuple[Game, list[Tree]]) -> None:

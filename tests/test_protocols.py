@@ -36,10 +36,11 @@ def test_every_suite_with_pairs_is_asked_in_both_forms(name: str, tmp_path: Path
     for fold in prepare(protocol, DATA, tmp_path, "cpu", lambda _: None):
         forms: dict[str, set[str]] = {}
         paired = set()
-        for part, entry in zip(protocol.eval, fold.eval, strict=True):
-            suite = part.name or part.source
-            forms.setdefault(suite, set()).add(part.form)
-            tasks = read_tasks(Path(entry.partition("@")[0]))
+        for entry in fold.eval:  # DATA/FORM/SUITE.jsonl@FORM,...
+            path = Path(entry.partition("@")[0])
+            suite = path.stem
+            forms.setdefault(suite, set()).add(path.parent.name)
+            tasks = read_tasks(path)
             if any(task.golden and task.vulnerable for task in tasks):
                 paired.add(suite)
         assert paired

@@ -128,6 +128,45 @@ def test_every_arm_of_which_something_is_claimed_is_compared(results: Path, page
     assert line(text, start, "`tsp`", "`sft`")[9] == "+31.0 [+28.6, +33.3]"
 
 
+def test_seeds_that_were_given_tokens_by_different_rules_are_refused(
+    results: Path, page: Path
+) -> None:
+    for seed, rule in ((0, "grow.branches=1"), (1, "grow.budget=700")):
+        write(results, "spin", seed, [row("a", 1, 4), row("b", 2, 4)])
+        path = results / "main" / "tiny" / "spin" / f"{seed}.json"
+        told = json.loads(path.read_text())
+        told["runs"][0]["budget"] = ["train.budget=9000", rule]
+        path.write_text(json.dumps(told))
+    words = r"spin was given its sampled tokens by grow.branches in seed 0 and by grow.budget in"
+    with pytest.raises(RunError, match=words):
+        page_files(results, page)
+
+
+def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path) -> None:
+    write(tmp_path / "one", "tsp", 0, [row("a", 1, 4), row("b", 2, 4)])
+    write_page(tmp_path / "one", page)
+    text = page.read_text()
+    assert (
+        "There are no results of `tsp`, `tsp-own` and of another arm, so nothing is compared."
+        in text
+    )
+
+
+def test_a_task_in_both_forms_is_one_cluster(results: Path, page: Path) -> None:
+    for arm in ("base", "tsp"):
+        forms = [
+            row(t, 3, 2, suite=f"c@{form}", tested=False)
+            for t in "ab"
+            for form in ("token", "full")
+        ]
+        for seed in (0, 1):
+            write(results, arm, seed, forms)
+    write_page(results, page)
+    text = page.read_text()
+    assert "**judged by static tools, decision form** (2 tasks)" in text
+    assert "**judged by static tools** (2 tasks)" in text
+
+
 def test_answers_that_the_budget_ended_are_counted(results: Path, page: Path) -> None:
     write(results, "tsp", 0, [row("a", 4, 2, cut=3), row("b", 5, 2, cut=1)])
     write_page(results, page)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from treeplay import run as run_module
 from treeplay.config import Config, load_config, to_dict
 from treeplay.errors import RunError
-from treeplay.evaluations import MADE, settle
+from treeplay.evaluate import EvalConfig
+from treeplay.evaluations import MADE, question, settle
 from treeplay.run import (
     open_run,
     read_json,
@@ -25,6 +26,8 @@ from treeplay.run import (
     write_jsonl,
     write_text,
 )
+from treeplay.tasks.select import Suite
+from treeplay.tasks.task import make_task
 
 GROUPS = [[1, 2], [3], [], [4, 5, 6], [7]]
 
@@ -266,12 +269,99 @@ def test_suites_that_are_asked_as_before_keep_their_answers(tmp_path: Path) -> N
     assert {path.name for path in (folder / "eval").iterdir()} == kept
     assert all((folder / "eval" / name).read_text() == name for name in kept)
     assert names < {path.name for path in (folder / "eval-1").iterdir()}
-    assert "base eval sample" in run.timings
+    assert "base eval sample" not in run.timings  # nobody knows which suite took how much of it
     # Who changes his mind again has what there was at first.
     run = open_run(config, resume=True, anew=True)
     assert "eval-1 is in use again" in settle(run, "a", {"s": "1", "a.s": "2"})
     assert names < {path.name for path in (folder / "eval").iterdir()}
     assert run.manifest["suites"] == {"s": "1", "a.s": "2"}
+
+
+class Killed(BaseException):
+    """What no error handling catches."""
+
+
+@pytest.mark.parametrize("renames", [0, 1, 2])
+def test_a_kill_while_evaluations_are_exchanged_mixes_nothing_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, renames: int
+) -> None:
+    """Whatever is in use afterwards are answers to what is asked; a suite has all or none."""
+    folder = tmp_path / "run"
+    config = begun(folder)
+    asked = {"a": {"s": "1", "t": "2"}, "b": {"s": "1", "t": "3"}}
+
+    def settled(which: str, *answers: str) -> None:
+        settle(open_run(config, resume=True, anew=True), which, asked[which])
+        for name in answers:
+            write_text(folder / "eval" / name, which)
+
+    def dies(*given: Path) -> Path:
+        if not renames:
+            given[-1].write_bytes(b"")  # a copy begun, and no more
+            raise Killed
+        moved.append(rename(*given))
+        if len(moved) == renames:
+            raise Killed
+        return moved[-1]
+
+    moved: list[Path] = []
+    rename = Path.rename
+    settled("a", "base.s.answers", "base.t.answers")
+    if renames:
+        settled("b", "base.t.answers")
+    # From a to b, copying s; or from b to a: b's is put aside, then a's taken back.
+    place = "pathlib.Path.rename" if renames else "treeplay.evaluations.shutil.copyfile"
+    with monkeypatch.context() as patch:
+        patch.setattr(place, dies)
+        with pytest.raises(Killed):
+            settled("a" if renames else "b")
+    settled("b")
+    answers = {path.name: path.read_text() for path in (folder / "eval").glob("*.answers")}
+    assert answers == ({"base.s.answers": "a", "base.t.answers": "b"} if renames else {})
+    settled("a")
+    assert (folder / "eval/base.t.answers").read_text() == "a"
+
+
+def test_half_a_stage_does_not_come_back(tmp_path: Path) -> None:
+    """Its groups may have been others."""
+    folder = tmp_path / "run"
+    config = begun(folder)
+    settle(open_run(config, resume=True, anew=True), "a", {"s": "1"})
+    write_text(folder / "eval/base.s.answers.part", "half")
+    settle(open_run(config, resume=True, anew=True), "b", {"s": "2"})
+    assert "eval-1 is in use again" in settle(
+        open_run(config, resume=True, anew=True), "a", {"s": "1"}
+    )
+    assert not list((folder / "eval").glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("config", "suite", "same"),
+    [
+        ({}, {}, True),
+        ({"rows_at_once": 3}, {}, True),
+        ({"samples": 9}, {}, False),
+        ({"samples": 9}, {"samples": 4}, True),  # the suite's own settings decide
+        ({"max_tokens": 9}, {}, False),
+        ({"max_tokens": 9}, {"max_tokens": 50}, True),
+        ({"temperature": 0.1}, {}, False),
+        ({"top_p": 0.5}, {}, False),
+        ({}, {"samples": 9}, False),
+        ({}, {"max_tokens": 9}, False),
+        ({}, {"tasks": ()}, False),
+        ({}, {"tasks": (make_task(id="a", language="python", cwe=(), prompt="y = "),)}, False),
+        ({}, {"name": "other"}, True),  # the name is the file's
+    ],
+)
+def test_what_decides_answers_is_in_the_question(
+    config: dict[str, Any], suite: dict[str, Any], same: bool
+) -> None:
+    asked = EvalConfig(samples=4, max_tokens=50)
+    task = make_task(id="a", language="python", cwe=(), prompt="x = ")
+    one = Suite("s", (task,))
+    assert (
+        question(asked, one) == question(replace(asked, **config), replace(one, **suite))
+    ) == same
 
 
 def test_an_evaluation_that_had_no_answer_is_not_put_aside(tmp_path: Path) -> None:

@@ -103,6 +103,11 @@ def test_a_budget_of_tokens_ends_the_waves(method: str, writer: Path, tmp_path: 
             assert grown(recipe, out, f"grow.budget={budget}", resume=True) == trees
 
 
+def test_a_budget_is_of_one_level() -> None:
+    with pytest.raises(ConfigError, match="a budget is of one level"):
+        load_config(None, ["grow.budget=100", "grow.depth=2", "grow.completion=model"])
+
+
 def test_waves_need_a_judge() -> None:
     with pytest.raises(ConfigError, match="asks no judge"):
         load_config(None, ["method=spin", "grow.adaptive=0.3"])

@@ -140,6 +140,11 @@ def _check_branches(config: Config) -> None:
             "one statement long and cannot go wrong later; set grow.completion=model or "
             "grow.depth=1"
         )
+    if config.grow.depth > 1 and config.grow.budget:
+        raise ConfigError(
+            f"grow.budget is {config.grow.budget} and grow.depth {config.grow.depth}, but a budget "
+            "is of one level; set grow.budget=0 or grow.depth=1"
+        )
     if config.grow.adaptive and config.method in ("tsp-paper", "spin"):
         raise ConfigError(
             f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "

@@ -47,21 +47,31 @@ def settle(run: Run, tasks: str, suites: Mapping[str, str]) -> str:
         run.name(NAME, tasks)
         run.manifest["suites"] = dict(suites)
         write_json(run.folder / "manifest.json", run.manifest)
+        if not (run.folder / "eval").is_dir():  # killed as it was put aside, or nothing was asked
+            return _take_back(run, _asked(run.manifest["config"], tasks))
         return ""
     said = ""
+    aside: Path | None = None
+    known = dict(run.manifest.get("suites", {}))
     if changed == [GROUPS]:
-        for part in (run.folder / "eval").glob("*.part"):
-            part.unlink()
+        _drop_halves(run.folder / "eval")
     else:
-        said = f"{', '.join(changed)} changed: "
-        said += _exchange(run, _asked(to_dict(run.config), tasks), suites)
-        run.manifest.pop("ended", None)
-        write_json(run.folder / "timings.json", run.timings)
+        aside = _put_aside(run)
+        said = f", {aside.name} holds the evaluation before" if aside else ""
+    # Written before anything is taken back: a run that is killed in between has answers to nothing
+    # rather than those to other questions.
     run.manifest["config"] = to_dict(run.config)
     names[NAME] = tasks
     run.manifest["suites"] = dict(suites)
     write_json(run.folder / "manifest.json", run.manifest)
-    return said
+    if changed == [GROUPS]:
+        return ""
+    same = [suite for suite, asked in suites.items() if known.get(suite) == asked]
+    told = _take_back(run, _asked(run.manifest["config"], tasks))
+    if not told and aside and _keep(run, aside, [*known, *suites], same):
+        told = f"players are evaluated anew but for {', '.join(same)}"
+    write_json(run.folder / "timings.json", run.timings)
+    return f"{', '.join(changed)} changed: {told or 'players are evaluated anew'}{said}"
 
 
 def question(config: EvalConfig, suite: Suite) -> str:
@@ -90,49 +100,62 @@ def _asked(config: dict[str, Any], tasks: str) -> dict[str, Any]:
     return {**how, "suites": config["tasks"]["eval"], "tasks": tasks}
 
 
-def _exchange(run: Run, now: dict[str, Any], suites: Mapping[str, str]) -> str:
-    """Put the evaluation that is there aside, and take back one that asked as ``now``, or those of
-    its answers that still hold."""
+def _put_aside(run: Run) -> Path | None:
+    """Move the evaluation that is there away, with all that is made of it; returns where to."""
     folder, place = run.folder, run.folder / "eval"
     aside: Path | None = None
-    told = ""
+    timings = {stage: s for stage, s in run.timings.items() if " eval " in stage}
     if place.is_dir():
         aside = next(p for n in count(1) if not (p := folder / f"eval-{n}").exists())
         kept = {
             "asked": _asked(run.manifest["config"], run.manifest["identities"].get(NAME, "")),
             "warnings": run.manifest.get("warnings", []),
-            "timings": {stage: s for stage, s in run.timings.items() if " eval " in stage},
+            "timings": timings,
         }
         write_json(place / "asked.json", kept)
         _move(MADE, folder, place)
         place.rename(aside)
-        told = f", {aside.name} holds the evaluation before"
     for name in MADE:  # of an evaluation that ended before its first answer
         (folder / name).unlink(missing_ok=True)
-    run.manifest.pop("warnings", None)
-    before = {stage: s for stage, s in run.timings.items() if " eval " in stage}
-    run.timings = {stage: s for stage, s in run.timings.items() if stage not in before}
+    for key in ("warnings", "ended"):
+        run.manifest.pop(key, None)
+    run.timings = {stage: s for stage, s in run.timings.items() if stage not in timings}
+    return aside
+
+
+def _take_back(run: Run, now: dict[str, Any]) -> str:
+    """Have the evaluation that asked as ``now`` in use again; returns what is told of it, nothing
+    where there is none."""
+    folder, place = run.folder, run.folder / "eval"
     for old in sorted(folder.glob("eval-*/asked.json")):
         kept = read_json(old)
         if kept["asked"] == now:
-            name = old.parent.name
-            old.unlink()
             old.parent.rename(place)
+            (place / "asked.json").unlink()
+            _drop_halves(place)
             _move(MADE, place, folder)
             if kept["warnings"]:
                 run.manifest["warnings"] = kept["warnings"]
+                write_json(folder / "manifest.json", run.manifest)
             run.timings |= kept["timings"]
-            return f"{name} is in use again{told}"
-    known = run.manifest.get("suites", {})
-    same = [suite for suite, asked in suites.items() if known.get(suite) == asked]
-    kept_files = _answers(aside, [*known, *suites], same) if aside else []
-    for path in kept_files:
-        place.mkdir(exist_ok=True)
-        shutil.copy(path, place / path.name)
-    if not kept_files:
-        return f"players are evaluated anew{told}"
-    run.timings |= before  # the answers took that
-    return f"players are evaluated anew but for {', '.join(same)}{told}"
+            return f"{old.parent.name} is in use again"
+    return ""
+
+
+def _drop_halves(place: Path) -> None:
+    """Remove half stages, whose groups may have been others."""
+    for part in place.glob("*.part"):
+        part.unlink()
+
+
+def _keep(run: Run, aside: Path, every: Sequence[str], same: Sequence[str]) -> bool:
+    """Copy the answers to the ``same`` suites back, whole or not at all; whether there are some."""
+    found = _answers(aside, every, same)
+    for path in found:
+        part = run.path("eval", f"{path.name}.tmp")
+        shutil.copyfile(path, part)
+        part.replace(part.with_name(path.name))
+    return bool(found)
 
 
 def _answers(folder: Path, every: Sequence[str], wanted: Sequence[str]) -> list[Path]:

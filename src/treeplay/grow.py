@@ -174,7 +174,7 @@ def grow(
 
 def _stem(tree: Tree, config: GrowConfig) -> tuple[int, ...]:
     """What every path of the tree has in common with its golden path, if it is read again."""
-    if config.depth == 1 and not config.adaptive:
+    if config.depth == 1 and not config.adaptive and not config.budget:
         return ()
     last = max((node.position for node in tree.nodes if node.branch is None), default=0)
     return tree.path(None)[: max(0, last - 1)]

@@ -2,7 +2,8 @@
 
 Two that write the same stage files would leave a mixture behind that no resuming can tell from a
 run. So whoever opens a run holds its folder; what the operating system releases by itself when a
-process ends, however it ends, so that no stale lock is ever in the way.
+process ends, however it ends, so that no stale lock is ever in the way. (Where the file system has
+no such locks, NFS say, nothing is held.)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class Hold:
 
     def __init__(self, folder: Path) -> None:
         """Raises :class:`BusyError`."""
+        self._open = -1
         self._open = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(self._open, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -39,8 +41,13 @@ class Hold:
         except OSError:
             pass  # a file system without locks: as well as it can be there
 
+    def is_of(self, folder: Path) -> bool:
+        """Whether ``folder`` is still what was opened: it may have been moved meanwhile."""
+        return os.path.samestat(os.fstat(self._open), folder.stat())
+
     def __del__(self) -> None:
-        os.close(self._open)
+        if self._open >= 0:
+            os.close(self._open)
 
 
 _held: WeakValueDictionary[tuple[int, int], Hold] = WeakValueDictionary()
@@ -54,5 +61,7 @@ def hold(folder: Path) -> Hold | None:
     there = folder.stat()
     key = (there.st_dev, there.st_ino)
     held = _held.get(key) or Hold(folder)
+    if not held.is_of(folder):
+        raise BusyError(f"{folder} was moved by another process; try again")
     _held[key] = held
     return held

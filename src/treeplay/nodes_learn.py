@@ -223,7 +223,9 @@ def _level(
     final = game.run.path(player, f"probed-{level}.jsonl")
     if final.is_file():
         return [tree_from_json(row) for row in read_jsonl(final)]
-    config = replace(game.config.grow, branches=game.config.nodes.probe.rollouts, adaptive=0.0)
+    config = replace(
+        game.config.grow, branches=game.config.nodes.probe.rollouts, adaptive=0.0, budget=0
+    )
     order = sorted(range(len(trees)), key=lambda i: len(trees[i].prompt_ids))
     rows = [sum(missing(tree, node, config) for node in tree.nodes) for tree in trees]
     seed = seed_of("probe", game.config.seed * 1000 + number)

@@ -102,18 +102,22 @@ def _rows(study: Study, goal: Goal) -> list[_Row]:
         for group in study.groups()
         if group.name.startswith(goal.groups)
         for mine in study.claims
-        for other in _others(study, goal, group)
+        for other in _others(study, goal, group, mine)
     )
     return [row for row in rows if row is not None]
 
 
-def _others(study: Study, goal: Goal, group: Group) -> list[str]:
+def _others(study: Study, goal: Goal, group: Group, mine: str) -> list[str]:
+    """The arms to compare with. The best is looked for among those that have all seeds of ``mine``
+    where there are such, so that no lucky seed makes one."""
     if goal.against != BEST:
         return [goal.against]
+    others = [arm for arm in study.arms if arm not in (*study.claims, BASE)]
+    seeds = study.seeds(mine)
+    whole = [arm for arm in others if study.together(mine, arm) == seeds]
     means = {
-        arm: estimate(study.values(arm, group, goal.measure), resamples=1).value
-        for arm in study.arms
-        if arm not in (*study.claims, BASE)
+        arm: estimate(study.values(arm, group, goal.measure, seeds), resamples=1).value
+        for arm in whole or others
     }
     known = {arm: mean for arm, mean in means.items() if mean is not None}
     return [BASE, *([max(known, key=known.__getitem__)] if known else [])]

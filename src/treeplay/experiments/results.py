@@ -78,14 +78,15 @@ class Study:
 
     def main_groups(self) -> list[Group]:
         """What methods are compared on: the executed tasks of all suites together in a decision
-        form and in full form, and the tasks without tests (``by_language``: in each language);
-        then those of general ability."""
+        form and in full form, and the tasks without tests likewise (``by_language``: in each
+        language); then those of general ability."""
         found = self._counts().values()
         languages = sorted({row["language"] for row in found}) if self.by_language else [""]
-        kinds: list[tuple[str, bool, bool | None]] = [
+        kinds = [
             ("executed, decision form", True, False),
             ("executed, full form", True, True),
-            ("judged by static tools", False, None),
+            ("judged by static tools, decision form", False, False),
+            ("judged by static tools", False, True),
         ]
         out = []
         for kind, tested, full in kinds:
@@ -94,13 +95,13 @@ class Study:
                 def wanted(
                     row: dict[str, Any],
                     tested: bool = tested,
-                    full: bool | None = full,
+                    full: bool = full,
                     language: str = language,
                 ) -> bool:
                     return (
                         row["tested"] == tested
                         and not row["general"]
-                        and full in (None, _full(row))
+                        and _full(row) == full
                         and language in ("", row["language"])
                     )
 
@@ -144,7 +145,7 @@ def _is_of(suite: str, row: Mapping[str, Any]) -> bool:
 
 def _cluster(row: Mapping[str, Any]) -> str:
     copied = row["task"].startswith(COPIED) and row["cwe"]
-    return row["cwe"][0] if copied else f"{row['suite']} {row['task']}"
+    return str(row["cwe"][0] if copied else row["task"])  # in both forms, say
 
 
 def rate(row: Mapping[str, Any] | None, measure: str) -> float:
@@ -201,6 +202,7 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
             "in a folder of its own (--results)"
         )
     _check_same_questions(f"{protocol}/{model}", results)
+    _check_same_budgets(f"{protocol}/{model}", results)
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
     told: dict[str, dict[int, dict[str, Any]]] = {}
     for data in results:
@@ -244,6 +246,26 @@ def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> No
                     "differ); play one of them again, or keep them in different folders "
                     "(--results)"
                 )
+
+
+def _check_same_budgets(name: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Raises :class:`RunError` where seeds of an arm were given their sampled tokens by different
+    rules: a mean over them would be of two methods."""
+    rules: dict[str, tuple[int, set[str]]] = {}
+    for data in results:
+        for run in data["runs"]:
+            names = {one.partition("=")[0] for one in run.get("budget", ())} - {"train.budget"}
+            seed, first = rules.setdefault(data["arm"], (data["seed"], names))
+            if names != first:
+                raise RunError(
+                    f"{name}: {data['arm']} was given its sampled tokens by {_listed(first)} in "
+                    f"seed {seed} and by {_listed(names)} in seed {data['seed']}; play one of them "
+                    "again, or keep them in different folders (--results)"
+                )
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(sorted(names)) or "its recipe"
 
 
 def _eval_files(fold: Mapping[str, Any]) -> dict[str, str]:

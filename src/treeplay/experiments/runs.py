@@ -30,7 +30,7 @@ from treeplay.progress import Reporter
 from treeplay.run import evaluates, open_run, read_json, write_json, write_text
 
 # More branches a node than any budget has room for.
-MANY = 64
+MANY = 1000
 # What an arm is given of the reference's tokens.
 BUDGETS = ("train.budget", "grow.budget", "grow.branches", "grow.wave", "grpo.budget")
 # A round's trees, and the counts of what it took to find their nodes and golden paths.
@@ -64,7 +64,8 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
         digest = plan_digest(plan, arm, seed)
         old = read_json(path) if path.is_file() else None
         if old is not None and not old["faults"]:
-            if old["digest"] != digest:
+            other = [cell for cell in plan.cells(arm, seed) if _other_rule(plan, cell, old)]
+            if old["digest"] != digest or other:
                 raise ConfigError(
                     f"{path} was made with other settings or data; remove it, or choose another "
                     "folder with --results"
@@ -139,8 +140,7 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
 def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
     """Move a run away that was begun before the tokens of the reference were known; it has no
     result, and could not go on."""
-    if folder.is_dir():
-        hold(folder)  # nothing is moved that another process is at work in
+    held = hold(folder) if folder.is_dir() else None  # nothing is moved that is at work
     old = _config(folder)
     keys = differing_keys(old, to_dict(config)) if old is not None else []
     if not set(keys) & set(BUDGETS) or any(not evaluates(key) for key in set(keys) - set(BUDGETS)):
@@ -148,6 +148,7 @@ def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
     aside = folder.with_name(f"{folder.name}.old")
     shutil.rmtree(aside, ignore_errors=True)
     folder.rename(aside)
+    del held
     reporter.say(f"{folder} was begun with another {', '.join(keys)}; it is {aside.name} now")
 
 
@@ -194,6 +195,16 @@ def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
     if config.method == "grpo":
         out.append(f"grpo.budget={max(1, spent['sampled'] // config.rounds)}")
     return tuple(out)
+
+
+def _other_rule(plan: Plan, cell: Cell, old: dict[str, Any]) -> bool:
+    """Whether a result's run was given its tokens by another rule than :func:`_budget`'s: other
+    settings. (An arm may have been played, or is asked about, without the reference.)"""
+    given = [run["budget"] for run in old["runs"] if run["fold"] == cell.fold]
+    now = _budget(plan, cell)
+    if not now or not given or not given[0]:
+        return False
+    return {one.partition("=")[0] for one in now} != {one.partition("=")[0] for one in given[0]}
 
 
 def _common_budget(plan: Plan) -> int:

@@ -147,7 +147,8 @@ def _comparisons(study: Study) -> list[str]:
                     ),
                 ]
             )
-    out = [f"No run of `{study.reference}` has a result, so nothing is compared."]
+    claims = ", ".join(f"`{arm}`" for arm in study.claims)
+    out = [f"There are no results of {claims} and of another arm, so nothing is compared."]
     if rows:
         heads = ["tasks", "arm", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"]
         heads += ["vulnerable", "secure-pass@1", "SPR@1 of valid"]
