@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,12 @@ def test_the_committed_page_is_made_from_the_committed_results() -> None:
         pytest.skip("no results are committed")
     for path, text in page_files(ROOT / "results", ROOT / "docs" / "results.md").items():
         assert path.read_text(encoding="utf-8") == text, f"make {path} again"
+
+
+def test_intervals_quoted_by_hand_are_those_of_the_tables() -> None:
+    """Above the tables; below them are runs of their own."""
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    by_hand, _, made = page.partition(BEGIN)
+    quoted = re.findall(r"\[[+\u2212]?\d[^\]]*, [^\]]*\]", " ".join(by_hand.split()))
+    assert len(quoted) > 20
+    assert not [one for one in quoted if one not in made]
