@@ -51,7 +51,6 @@ class Study:
     protocol: str
     model: str
     title: str
-    reference: str
     claims: tuple[str, ...]
     by_language: bool
     arms: tuple[str, ...]
@@ -213,15 +212,15 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
         told.setdefault(data["arm"], {})[data["seed"]] = {
             key: value for key, value in data.items() if key != "tasks"
         }
-    title, reference, order = protocol, "tsp", list[str]()
+    title, order = protocol, list[str]()
     claims: tuple[str, ...] = ("tsp",)
     by_language = False
     if protocol in protocol_names():
         known = load_protocol(protocol)
-        title, reference, claims = known.title, known.reference, known.claims
+        title, claims = known.title, known.claims
         order, by_language = list(known.arms), known.by_language
     arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
-    return Study(protocol, model, title, reference, claims, by_language, tuple(arms), rows, told)
+    return Study(protocol, model, title, claims, by_language, tuple(arms), rows, told)
 
 
 def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> None:
