@@ -26,6 +26,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from treeplay.errors import ModelError, TaskError
+from treeplay.policy.gguf_once import gguf_read_once
 from treeplay.policy.heap import keep_freed
 from treeplay.policy.prefix import prefix_length
 from treeplay.policy.sample import Sampler
@@ -101,7 +102,7 @@ def load_policy(config: ModelConfig) -> Policy:
     source = {"gguf_file": gguf} if gguf else {}
     dtype = getattr(torch, config.dtype)
     try:
-        with quiet():
+        with quiet(), gguf_read_once() if gguf else contextlib.nullcontext():
             tokenizer = AutoTokenizer.from_pretrained(folder, **source)
             kind = _dequantised() if gguf else {"use_safetensors": True}
             model = AutoModelForCausalLM.from_pretrained(
