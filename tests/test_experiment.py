@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 from treeplay.cli import app
 from treeplay.config import Method, load_config
 from treeplay.experiments import runs
+from treeplay.experiments.budget import budget_of, other_rule
 from treeplay.experiments.collect import COLUMNS, used
+from treeplay.experiments.costs import cost
 from treeplay.experiments.data import Prepared
 from treeplay.experiments.plan import Plan
 from treeplay.experiments.protocol import SIZES, load_protocol, protocol_names
@@ -153,6 +155,19 @@ def test_what_was_killed_goes_on_to_the_same_result(
     other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
     assert other.exit_code == 2
     assert "made with other settings" in other.output
+
+
+def test_the_base_model_is_not_asked_twice_where_its_run_is_gone(
+    data: Path, writer: Path, tmp_path: Path
+) -> None:
+    assert play("main", data, writer, tmp_path, "--methods", "tsp").exit_code == 0
+    base, tsp, sft = (folder_of(tmp_path, writer, "main", arm) for arm in ("base", "tsp", "sft"))
+    shutil.rmtree(base)
+    assert play("main", data, writer, tmp_path, "--methods", "tsp,sft").exit_code == 0
+    shared = json.loads((sft / "shared.json").read_text())
+    assert "eval/base.jsonl" in shared
+    assert (sft / "eval/base.jsonl").read_bytes() == (tsp / "eval/base.jsonl").read_bytes()
+    assert not base.exists()
 
 
 def test_players_that_are_there_are_asked_otherwise(
@@ -295,7 +310,7 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
     plan = Plan(protocol, "cpu", "smollm2", arms, (0,), folds, tmp_path, tmp_path / "results", ())
 
     def given(arm: str) -> tuple[str, ...]:
-        return runs._budget(plan, plan.cells(arm, 0)[0])
+        return budget_of(plan, plan.cells(arm, 0)[0])
 
     assert given("spin") == ()  # nothing is known yet
     spent = {"sampled": 7000, "nodes": 88, "gradient": 90123}
@@ -313,9 +328,13 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
         ([], False),
     ):
         old = {"runs": [{"fold": 0, "budget": rule}]}
-        assert runs._other_rule(plan, plan.cells("spin", 0)[0], old) == other
+        assert other_rule(plan, plan.cells("spin", 0)[0], old) == other
     config = plan.config(plan.cells("spin", 0)[0], given("spin"))
     assert (config.grow.budget, config.grow.wave, config.train.budget) == (7000, 1, 90123)
+    # The plan's cost goes by it: up to half a wave more, of 160 tokens for each of 50 tasks.
+    facts = {"train": {"starter": 50}, "suites": {}}
+    cell = replace(plan.cells("spin", 0)[0], data=replace(folds[0], facts=facts))
+    assert (cost(plan, cell).grow_tokens, cost(plan, cell).train_tokens) == (7000 + 4000, 90123)
 
 
 def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:

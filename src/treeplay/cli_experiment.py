@@ -51,7 +51,7 @@ def experiment(
     if results is None:
         results = folder / "smoke-results" if size == "smoke" else Path("results")
     plan, reporter = _plan(name, overrides, data, model, methods, seeds, size, folder, results)
-    from treeplay.experiments.plan import lines
+    from treeplay.experiments.costs import lines
     from treeplay.experiments.runs import run_plan
 
     if dry_run:

@@ -20,6 +20,7 @@ from typing import Any
 from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
 from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
+from treeplay.experiments.budget import BUDGETS, budget_of, other_rule
 from treeplay.experiments.collect import collect, without_paths, write_result
 from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
 from treeplay.hold import BusyError, hold
@@ -29,10 +30,6 @@ from treeplay.play_train import learns_from_contrasts
 from treeplay.progress import Reporter
 from treeplay.run import evaluates, open_run, read_json, write_json, write_text
 
-# More branches a node than any budget has room for.
-MANY = 1000
-# What an arm is given of the reference's tokens.
-BUDGETS = ("train.budget", "grow.budget", "grow.branches", "grow.wave", "grpo.budget")
 # A round's trees, and the counts of what it took to find their nodes and golden paths.
 TREES = ("round-1/golden.json", "round-1/nodes.json", "round-1/planted.jsonl")
 # Sections that decide how the base model answers, and those that decide how trees grow.
@@ -64,7 +61,7 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
         digest = plan_digest(plan, arm, seed)
         old = read_json(path) if path.is_file() else None
         if old is not None and not old["faults"]:
-            other = [cell for cell in plan.cells(arm, seed) if _other_rule(plan, cell, old)]
+            other = [cell for cell in plan.cells(arm, seed) if other_rule(plan, cell, old)]
             if old["digest"] != digest or other:
                 raise ConfigError(
                     f"{path} was made with other settings or data; remove it, or choose another "
@@ -119,7 +116,7 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
     """Play one run and collect it."""
     if not cell.data.eval:
         raise TaskError(f"fold {cell.fold} has no task to evaluate")
-    budget = _budget(plan, cell)
+    budget = budget_of(plan, cell)
     config = plan.config(cell, budget)
     _put_aside(cell.folder, config, reporter)
     run = open_run(config, resume=(cell.folder / "manifest.json").is_file(), anew=True)
@@ -172,55 +169,20 @@ def _look_for_faults(game: Game) -> None:
         )
 
 
-def _budget(plan: Plan, cell: Cell) -> tuple[str, ...]:
-    """Settings that give an arm the tokens that the reference took, as far as these are known:
-    as many gradient tokens, and for methods that judge no branch, and so may sample for nothing,
-    as many sampled ones."""
-    if cell.arm in (BASE, plan.protocol.reference):
-        return ()
-    path = plan.result(plan.protocol.reference, cell.seed)
-    if not path.is_file() or plan.size == "smoke":
-        return ()
-    runs = [run for run in read_json(path)["runs"] if run["fold"] == cell.fold]
-    if not runs:
-        return ()
-    spent, config = runs[0]["used"], plan.config(cell)
-    arm = plan.recipe(cell)
-    out = []
-    if arm.get("train", {}).get("budget", 0) in (0, _common_budget(plan)):
-        out.append(f"train.budget={max(1, spent['gradient'] // config.rounds)}")
-    if config.method in UNJUDGED and "branches" not in arm.get("grow", {}):
-        sampled = max(1, spent["sampled"] // config.rounds)
-        out += [f"grow.budget={sampled}", f"grow.branches={MANY}", "grow.wave=1"]
-    if config.method == "grpo":
-        out.append(f"grpo.budget={max(1, spent['sampled'] // config.rounds)}")
-    return tuple(out)
-
-
-def _other_rule(plan: Plan, cell: Cell, old: dict[str, Any]) -> bool:
-    """Whether a result's run was given its tokens by another rule than :func:`_budget`'s: other
-    settings. (An arm may have been played, or is asked about, without the reference.)"""
-    given = [run["budget"] for run in old["runs"] if run["fold"] == cell.fold]
-    now = _budget(plan, cell)
-    if not now or not given or not given[0]:
-        return False
-    return {one.partition("=")[0] for one in now} != {one.partition("=")[0] for one in given[0]}
-
-
-def _common_budget(plan: Plan) -> int:
-    """``train.budget`` as the protocol gives it to all arms."""
-    layers = (plan.protocol.settings, plan.protocol.sizes.get(plan.size, {}))
-    return max((int(layer.get("train", {}).get("budget", 0)) for layer in layers), default=0)
-
-
 def _borrow_base(plan: Plan, cell: Cell, game: Game) -> None:
-    """Copy the base model's judged answers from its own run, where that asked the same."""
-    source = next(c for c in plan.cells(BASE, cell.seed) if c.fold == cell.fold).folder
-    old = _config(source)
+    """Copy the base model's judged answers from its own run, or from another run of the same seed
+    that had to ask for them (the base model may have a result and no run any more)."""
     now = to_dict(game.config)
-    same = old is not None and all(old[key] == now[key] for key in EVALUATED)
-    if same and old is not None and _asked(old) == _asked(now):
-        _borrow(source, game, "eval/base.jsonl")
+    for arm in (BASE, *plan.arms):
+        source = next(c for c in plan.cells(arm, cell.seed) if c.fold == cell.fold).folder
+        old = _config(source) if arm != cell.arm else None
+        if (
+            old is not None
+            and all(old[key] == now[key] for key in EVALUATED)
+            and _asked(old) == _asked(now)
+            and _borrow(source, game, "eval/base.jsonl")
+        ):
+            return
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
