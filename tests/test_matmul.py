@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -125,3 +126,94 @@ def test_a_fast_model_takes_an_adapter(calls: list[int]) -> None:
     assert head_of(model) is not None
     assert model.unload() is base
     assert set(base.state_dict()) == set(tiny_llama().state_dict())
+
+
+# bfloat16 where the processor does not help
+
+
+@pytest.fixture
+def widened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a processor without bfloat16, however small the product, in blocks; counts products."""
+    made: list[int] = []
+    wide = matmul._wide
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return wide(x, weight)
+
+    monkeypatch.setattr(matmul, "narrow", lambda: True)
+    monkeypatch.setattr(matmul, "SMALL", 0)
+    monkeypatch.setattr(matmul, "BLOCK", 48 * 10)
+    monkeypatch.setattr(matmul, "_wide", counted)
+    return made
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> None:
+    """As near as bfloat16's eight bits let two orders of summing be."""
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    assert (one.float() - other.float()).norm() <= 2**-7 * other.float().norm()
+
+
+@pytest.mark.parametrize("shape", [(1,), (37,), (2, 5)])
+def test_widened_products_are_rounded_once(widened: list[int], shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (
+        part.bfloat16() for part in (torch.randn(*shape, 48), torch.randn(96, 48), torch.randn(96))
+    )
+    exact = x.float() @ weight.float().T
+    near(product(x, weight), exact.bfloat16())
+    near(product(x[..., :32], weight.T[:, 7:39]), (x[..., :32] @ weight[7:39]))
+    near(linear(x, weight, bias), (exact + bias.float()).bfloat16())
+    flat, total = x.reshape(-1, 48), torch.randn(x.numel() // 48, 96)
+    wanted = total + 0.5 * exact.reshape(-1, 96)
+    add_product(total, flat, weight, 0.5)
+    close(total, wanted)
+    low = total.bfloat16()
+    add_product(low, flat, weight, 0.5)
+    near(low, (total + 0.5 * exact.reshape(-1, 96)).bfloat16())
+    assert len(widened) == 5
+
+
+def test_float32_is_not_widened(widened: list[int]) -> None:
+    x, weight = torch.randn(5, 48), torch.randn(96, 48)
+    assert torch.equal(product(x, weight), x @ weight.T)
+    assert matmul.widen(x) is x
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight, None).dtype == torch.bfloat16
+    assert not widened
+
+
+def test_a_widened_model_scores_learns_and_samples_as_before(widened: list[int]) -> None:
+    path = tuple(range(3, 33))
+    rows = tuple(Row(position, seed) for seed, position in enumerate((12, 20, 20, 30)))
+    config = SampleConfig(max_tokens=8, temperature=0.0)
+    contrasts = score_opponent(policy_of(tiny_llama()), trees(2, 2), CONFIG)
+
+    def player() -> Any:
+        """As :func:`adapted`, with the base model in bfloat16 and the adapter in float32."""
+        model = with_adapter(tiny_llama().bfloat16(), CONFIG.lora, None)
+        for (_, ours), (_, theirs) in zip(
+            model.named_parameters(), adapted().named_parameters(), strict=True
+        ):
+            ours.data.copy_(theirs.data)
+        return model.train()
+
+    def everything() -> tuple[torch.Tensor, torch.Tensor, list[list[float]]]:
+        model = tiny_llama().bfloat16()
+        (logps,) = packed_logps(model, [path], [(5, 30)])
+        made = sample(model, [Request(path, rows)], config, frozenset())
+        grad, _, _ = gradient(player(), make_groups(contrasts), CONFIG, 512)
+        return logps, grad, [list(one.logps) for one in made[0]]
+
+    logps, grad, sampled = everything()
+    assert len(widened) > 100
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matmul, "narrow", lambda: False)
+        plain_logps, plain_grad, plain_sampled = everything()
+    torch.testing.assert_close(logps, plain_logps, rtol=2e-2, atol=2e-2)
+    # bfloat16 itself moves gradients by some percent: widened ones are no further off than others.
+    exact, _, _ = gradient(adapted(), make_groups(contrasts), CONFIG, 512)
+    assert (grad - exact).norm() <= 1.1 * (plain_grad - exact).norm() < 0.15 * exact.norm()
+    for one, other in zip(sampled, plain_sampled, strict=True):
+        torch.testing.assert_close(one[0], other[0], rtol=2e-2, atol=2e-2)

@@ -196,7 +196,7 @@ class _TiledLogps(torch.autograd.Function):
                     if weight.dtype == torch.float32:
                         add_product(mean_RD[tile], prob_RV, weight.T)
                     else:
-                        mean_RD[tile] += prob_RV.to(weight.dtype) @ weight
+                        mean_RD[tile] += product(prob_RV.to(weight.dtype), weight.T)
                 top_R1 = rise_R1
             lse_R[tile] = (top_R1 + sum_R1.log())[:, 0]
             if wanted:

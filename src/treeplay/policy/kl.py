@@ -207,4 +207,4 @@ def _add_mean(
     if weight_VD.dtype == torch.float32:
         add_product(mean_RD, prob_RV, weight_VD.T)
     else:
-        mean_RD += prob_RV.to(weight_VD.dtype) @ weight_VD
+        mean_RD += product(prob_RV.to(weight_VD.dtype), weight_VD.T)

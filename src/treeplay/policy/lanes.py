@@ -26,6 +26,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from treeplay.errors import ModelError
 from treeplay.policy.head import without
+from treeplay.policy.matmul import widen
 from treeplay.policy.prefix import base_of, prefix_layers, prefix_length
 
 NAME = "treeplay_lanes"
@@ -188,13 +189,18 @@ class Trunk:
     def width(self) -> int:
         return int(self.layers[0][0].shape[2]) if self.layers else 0
 
+    def widened(self) -> Trunk:
+        """The same in the numbers that attention computes in on this machine."""
+        layers = tuple((widen(key), widen(value)) for key, value in self.layers)
+        return Trunk(layers, None if self.hidden is None else widen(self.hidden))
+
 
 class Lanes:
     """The lanes of a batch with their strips. A lane is a number from 0 to ``count`` - 1."""
 
     def __init__(self, trunks: Sequence[Trunk], starts: Sequence[tuple[int, int]]) -> None:
         """``starts``: (trunk, point) of each lane."""
-        self.trunks = list(trunks)
+        self.trunks = [trunk.widened() for trunk in trunks]
         self.starts = list(starts)
         self.length = 0  # own tokens of every lane
         self._strips: torch.Tensor | None = None  # (layers, 2, lanes, K, T, D)
@@ -285,10 +291,10 @@ class Lanes:
         scaling: float,
     ) -> torch.Tensor:
         layer = self._layer
-        own_key, own_value = self._own(module, key, value)
+        own_key, own_value = self._own(module, widen(key), widen(value))
         _, heads, count, width = query.shape
         kv = key.shape[1]
-        query_KGLD = (query[0] * scaling).view(kv, heads // kv, count, width)
+        query_KGLD = (widen(query[0]) * scaling).view(kv, heads // kv, count, width)
         score_KGLT = (query_KGLD.permute(2, 0, 1, 3) @ own_key.transpose(2, 3)).permute(1, 2, 0, 3)
         if len(self._groups) == 1 and self._groups[0][1] is None:
             trunk, _, hidden = self._groups[0]
@@ -301,7 +307,8 @@ class Lanes:
                 )
                 out[:, :, index], share_KGLT[:, :, index] = part, share
         own_out = share_KGLT.permute(2, 0, 1, 3) @ own_value
-        return (own_out + out.permute(2, 0, 1, 3)).reshape(1, count, heads, width)
+        read = (own_out + out.permute(2, 0, 1, 3)).reshape(1, count, heads, width)
+        return read.to(query.dtype)
 
 
 def _read(

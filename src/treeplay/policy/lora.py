@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 
-from treeplay.policy.matmul import LINEAR, linear, product
+from treeplay.policy.matmul import LINEAR, add_product, linear, product
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
@@ -73,7 +73,7 @@ class _LoraLinear(torch.autograd.Function):
         down, up = down_rI.to(x.dtype), up_Or.to(x.dtype)
         low_Nr = product(x_NI, down)
         out_NO = linear(x_NI, weight_OI, bias_O)
-        out_NO.addmm_(low_Nr, up.T, alpha=scale)
+        add_product(out_NO, low_Nr, up, scale)
         ctx.save_for_backward(x_NI, weight_OI, down_rI, up_Or, low_Nr)
         ctx.scale, ctx.shape = scale, x.shape
         return out_NO.view(*x.shape[:-1], -1)
@@ -87,8 +87,8 @@ class _LoraLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = product(grad_NO, weight_OI.T)
-            grad_NI.addmm_(low_grad_Nr, down_rI.to(grad.dtype))
+            add_product(grad_NI, low_grad_Nr, down_rI.to(grad.dtype).T)
             grad_x = grad_NI.view(ctx.shape)
-        grad_down = (low_grad_Nr.T @ x_NI).to(down_rI.dtype)
-        grad_up = (grad_NO.T @ low_Nr).mul_(ctx.scale).to(up_Or.dtype)
+        grad_down = product(low_grad_Nr.T, x_NI.T).to(down_rI.dtype)
+        grad_up = product(low_Nr.T, grad_NO.T).T.mul(ctx.scale).to(up_Or.dtype)
         return grad_x, None, None, grad_down, grad_up, None

@@ -1,9 +1,14 @@
-"""Float32 matrix products at the speed of the processor, where PyTorch's choice holds it back.
+"""Matrix products at the speed of the processor, where PyTorch's choice holds it back.
 
 On x86, PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 aside on processors of
 other makers than Intel: half the speed, or less. oneDNN, which PyTorch carries along for bfloat16,
-asks the processor. Here it is used for float32 too, on such processors alone, and the results
-differ by rounding. Products of other dtypes, and small ones, are PyTorch's own.
+asks the processor. Here it is used for float32 too, on such processors alone.
+
+oneDNN's bfloat16 in turn wants AVX-512 (or the conversions of the newest AVX2). Without, PyTorch
+multiplies bfloat16 matrices at a sixth of float32's speed. On such processors they are widened to
+float32 here, a block of the weight at a time, and the result is rounded once, as oneDNN does it.
+
+Results differ by rounding. Other products, and small ones, are PyTorch's own.
 
 Axes: N tokens, I inputs, O outputs.
 """
@@ -19,6 +24,8 @@ import torch
 # Weights of fewer numbers gain nothing. The weight decides, not the tokens: what a token's result
 # is should not depend on how many others are computed with it.
 SMALL = 1 << 13
+# Numbers of a weight that are widened at a time: few enough to stay in the processor's cache.
+BLOCK = 1 << 19
 
 
 @functools.cache
@@ -27,6 +34,17 @@ def held_back() -> bool:
     wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
     both = torch._C.has_mkl and torch._C._has_mkldnn
     return wide and both and "AuthenticAMD" in _maker() and _known()
+
+
+@functools.cache
+def narrow() -> bool:
+    """Whether bfloat16 is multiplied without the processor's help: x86 that oneDNN declines."""
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return False
+    try:
+        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    except (AttributeError, RuntimeError):
+        return False
 
 
 def _maker() -> str:
@@ -51,31 +69,65 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return out
 
 
-def _fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return (
-        x.dtype == weight.dtype == torch.float32
-        and x.device.type == "cpu"
-        and weight.numel() >= SMALL
-        and held_back()
-        and not torch.is_autocast_enabled("cpu")
+def _on_cpu(dtype: torch.dtype, *parts: torch.Tensor) -> bool:
+    return all(part.dtype == dtype and part.device.type == "cpu" for part in parts) and (
+        not torch.is_autocast_enabled("cpu")
     )
+
+
+def _fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.numel() >= SMALL and held_back() and _on_cpu(torch.float32, x, weight)
+
+
+def _widened(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return weight.numel() >= SMALL and narrow() and _on_cpu(torch.bfloat16, x, weight)
+
+
+def _wide(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """``x @ weight.T`` in float32, (..., I) -> (..., O)."""
+    outputs, inputs = weight_OI.shape
+    x_NI = x.reshape(-1, inputs).float()
+    step = max(1, BLOCK // inputs)
+    if step >= outputs:
+        out_NO = x_NI @ weight_OI.float().T
+    else:
+        out_NO = x_NI.new_empty(len(x_NI), outputs)
+        for at in range(0, outputs, step):
+            part = slice(at, at + step)
+            torch.mm(x_NI, weight_OI[part].float().T, out=out_NO[:, part])
+    return out_NO.view(*x.shape[:-1], outputs)
+
+
+def widen(x: torch.Tensor) -> torch.Tensor:
+    """``x``, in float32 where its own numbers are multiplied without the processor's help: for
+    products of activations with one another, as in attention."""
+    return x.float() if narrow() and _on_cpu(torch.bfloat16, x) else x
 
 
 def product(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """``x @ weight.T``, (..., I) -> (..., O), without gradient."""
+    if _widened(x, weight_OI):
+        return _wide(x, weight_OI).to(x.dtype)
     return _onednn(x, weight_OI, None) if _fast(x, weight_OI) else x @ weight_OI.T
 
 
-def add_product(sum_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor) -> None:
-    """``sum += x @ weight.T`` in place, without gradient."""
-    if _fast(x_NI, weight_OI):
-        sum_NO += _onednn(x_NI, weight_OI, None)
+def add_product(
+    sum_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor, scale: float = 1.0
+) -> None:
+    """``sum += scale * x @ weight.T`` in place, without gradient."""
+    if _widened(x_NI, weight_OI):
+        sum_NO.add_(_wide(x_NI, weight_OI), alpha=scale)
+    elif _fast(x_NI, weight_OI):
+        sum_NO.add_(_onednn(x_NI, weight_OI, None), alpha=scale)
     else:
-        sum_NO.addmm_(x_NI, weight_OI.T)
+        sum_NO.addmm_(x_NI, weight_OI.T, alpha=scale)
 
 
 def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     """``x @ weight.T + bias``, (..., I) -> (..., O), without gradient."""
+    if _widened(x, weight_OI):
+        out = _wide(x, weight_OI)
+        return (out if bias_O is None else out.add_(bias_O)).to(x.dtype)
     if _fast(x, weight_OI):
         return _onednn(x, weight_OI, bias_O)
     return torch.nn.functional.linear(x, weight_OI, bias_O)
@@ -96,7 +148,7 @@ LINEAR = (torch.nn.Linear, FastLinear)
 
 def quicken(model: torch.nn.Module) -> None:
     """Make the plain linear layers of ``model`` fast ones, in place; their weights stay."""
-    if held_back():
-        for module in model.modules():
-            if type(module) is torch.nn.Linear and module.weight.dtype == torch.float32:
-                module.__class__ = FastLinear
+    dtypes = {torch.float32} if held_back() else {torch.bfloat16} if narrow() else set()
+    for module in model.modules() if dtypes else ():
+        if type(module) is torch.nn.Linear and module.weight.dtype in dtypes:
+            module.__class__ = FastLinear

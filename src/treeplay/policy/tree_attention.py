@@ -22,6 +22,7 @@ from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_f
 from transformers.masking_utils import sdpa_mask
 
 from treeplay.errors import ModelError
+from treeplay.policy.matmul import widen
 from treeplay.policy.tree_blocks import Block, Tree
 
 NAME = "treeplay_tree"
@@ -155,6 +156,8 @@ class _SplitAttention(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         ctx.blocks, ctx.scale = blocks, scale
+        given = (query, key, value)
+        query, key, value = (widen(part) for part in given)
         heads, size = query.shape[1:3]
         kept: list[torch.Tensor] = []
         keep = heads * sum(b.pairs for b in blocks) * query.element_size() <= KEPT_BYTES
@@ -165,13 +168,15 @@ class _SplitAttention(torch.autograd.Function):
             _store(out, torch.bmm(weights_KRN, _gather(value, block)), block)
             if keep and any(ctx.needs_input_grad):
                 kept.append(weights_KRN)
-        ctx.save_for_backward(query, key, value, *kept)
-        return out[None]
+        ctx.save_for_backward(*given, *kept)
+        return out[None].to(given[0].dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
+        dtype = grad.dtype
+        query, key, value, grad = (widen(part) for part in (query, key, value, grad))
         heads, size = query.shape[1:3]
         groups = key.shape[1]
         grad_query = torch.empty(size, heads, query.shape[-1], dtype=query.dtype)
@@ -190,9 +195,9 @@ class _SplitAttention(torch.autograd.Function):
             _store(grad_query, torch.bmm(score_KRN, key_KND).mul_(ctx.scale), block)
             _scatter(grad_key, torch.bmm(score_KRN.mT, query_KRD).mul_(ctx.scale), block)
         return (
-            grad_query.transpose(0, 1)[None],
-            grad_key.to(key.dtype).transpose(0, 1)[None],
-            grad_value.to(value.dtype).transpose(0, 1)[None],
+            grad_query.to(dtype).transpose(0, 1)[None],
+            grad_key.to(dtype).transpose(0, 1)[None],
+            grad_value.to(dtype).transpose(0, 1)[None],
             None,
             None,
         )
