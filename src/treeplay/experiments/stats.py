@@ -59,12 +59,12 @@ def estimate(
     seeds, tasks = kept_ST.shape
     if tasks == 0 or seeds == 0:
         return Estimate(None, None, None, 0, 0)
-    value = float(kept_ST.mean())
+    value = _settled(kept_ST.mean())
     if cluster_T.max() < 1:
         return Estimate(value, None, None, tasks, seeds)
     means = _resampled([kept_ST], cluster_T, seed, resamples)[0]
     low, high = np.percentile(means, _ends(cluster_T))
-    return Estimate(value, float(low), float(high), tasks, seeds)
+    return Estimate(value, _settled(low), _settled(high), tasks, seeds)
 
 
 def difference(
@@ -87,7 +87,7 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     seeds, tasks = a_kept.shape
     if tasks == 0 or seeds == 0 or b_kept.mean() == 0:
         return Estimate(None, None, None, tasks, seeds)
-    value = float(a_kept.mean() / b_kept.mean())
+    value = _settled(a_kept.mean() / b_kept.mean())
     if cluster_T.max() < 1:
         return Estimate(value, None, None, tasks, seeds)
     top, bottom = _resampled([a_kept, b_kept], cluster_T)
@@ -95,7 +95,14 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[some] / bottom[some]
     low, high = np.percentile(ratios, _ends(cluster_T), method="closest_observation")
-    return Estimate(value, float(low), float(high), tasks, seeds)
+    return Estimate(value, _settled(low), _settled(high), tasks, seeds)
+
+
+def _settled(value: float) -> float:
+    """``value`` to nine decimals. Processors sum in orders of their own, and many rates lie just
+    between two that a table prints (11.25 %): what differs in the sixteenth decimal must not decide
+    which, or a page made on one machine is not the page of another."""
+    return round(float(value), 9) + 0.0
 
 
 def _kept(values_ST: Floats, clusters_T: Clusters) -> tuple[Floats, Ints]:
