@@ -306,13 +306,15 @@ class Game:
             warn(self, f"{player}: {warning}")
         write_jsonl(path, rows)
 
-    def play(self) -> None:
-        """All rounds, base and every player evaluated. The game ends early where there is nothing
-        left to learn (:func:`treeplay.play_over.why_over`); the manifest says so.
+    def play(self, base: bool = True) -> None:
+        """All rounds; every player and, where wanted, ``base`` are evaluated. The game ends early
+        where there is nothing left to learn (:func:`treeplay.play_over.why_over`); the manifest
+        says so.
 
         Where a round fails, the players before it have been evaluated, and the manifest says why.
         """
-        self.evaluate(0)
+        if base:
+            self.evaluate(0)
         for number in range(1, self.config.rounds + 1):
             stage = "growing"
             try:

@@ -127,9 +127,11 @@ def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
         else:
             _borrow_base(plan, cell, game)
             _borrow_trees(plan, cell, game)
-            game.evaluate(0)
+            base = not _known(plan, cell)
+            if base:
+                game.evaluate(0)
             _look_for_faults(game)
-            game.play()
+            game.play(base)
         found = collect(cell.folder, game.suites, cell.fold, final=training)
     return {**found, "budget": list(budget)}
 
@@ -183,6 +185,13 @@ def _borrow_base(plan: Plan, cell: Cell, game: Game) -> None:
             and _borrow(source, game, "eval/base.jsonl")
         ):
             return
+
+
+def _known(plan: Plan, cell: Cell) -> bool:
+    """Whether the base model has a result already: it need not be asked once more."""
+    path = plan.result(BASE, cell.seed)
+    found = read_json(path) if path.is_file() else {"faults": [""]}
+    return not found["faults"] and found["digest"] == plan_digest(plan, BASE, cell.seed)
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
