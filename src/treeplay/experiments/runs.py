@@ -172,23 +172,17 @@ def _look_for_faults(game: Game) -> None:
 
 
 def _borrow_base(plan: Plan, cell: Cell, game: Game) -> None:
-    """Copy the base model's judged answers from its own run, or from another run of the same seed
-    that had to ask for them (the base model may have a result and no run any more)."""
-    now = to_dict(game.config)
-    for arm in (BASE, *plan.arms):
-        source = next(c for c in plan.cells(arm, cell.seed) if c.fold == cell.fold).folder
-        old = _config(source) if arm != cell.arm else None
-        if (
-            old is not None
-            and all(old[key] == now[key] for key in EVALUATED)
-            and _asked(old) == _asked(now)
-            and _borrow(source, game, "eval/base.jsonl")
-        ):
-            return
+    """Copy the base model's judged answers from its own run, where that asked the same."""
+    source = next(c for c in plan.cells(BASE, cell.seed) if c.fold == cell.fold).folder
+    old, now = _config(source), to_dict(game.config)
+    same = old is not None and all(old[key] == now[key] for key in EVALUATED)
+    if same and old is not None and _asked(old) == _asked(now):
+        _borrow(source, game, "eval/base.jsonl")
 
 
 def _known(plan: Plan, cell: Cell) -> bool:
-    """Whether the base model has a result already: it need not be asked once more."""
+    """Whether the base model has a result already: though its run may be gone, as where results
+    were kept and runs were not, it need not be asked once more."""
     path = plan.result(BASE, cell.seed)
     found = read_json(path) if path.is_file() else {"faults": [""]}
     return not found["faults"] and found["digest"] == plan_digest(plan, BASE, cell.seed)
