@@ -1,4 +1,4 @@
-"""Float32 products by oneDNN: the same numbers up to rounding, and only where they are meant."""
+"""Float32 products by oneDNN, bfloat16 ones widened: the same up to rounding, where it is meant."""
 
 from __future__ import annotations
 
@@ -34,9 +34,34 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         return onednn(*args)
 
     monkeypatch.setattr(matmul, "held_back", lambda: True)
+    monkeypatch.setattr(matmul, "narrow", lambda: False)
     monkeypatch.setattr(matmul, "SMALL", 0)
     monkeypatch.setattr(matmul, "_onednn", counted)
     return made
+
+
+@pytest.fixture
+def widened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """As on a processor without bfloat16, however small the product, in blocks; counts products."""
+    made: list[int] = []
+    wide = matmul._wide
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        made.append(1)
+        return wide(x, weight)
+
+    monkeypatch.setattr(matmul, "narrow", lambda: True)
+    monkeypatch.setattr(matmul, "SMALL", 0)
+    monkeypatch.setattr(matmul, "BLOCK", 48 * 10)
+    monkeypatch.setattr(matmul, "_wide", counted)
+    return made
+
+
+def near(one: torch.Tensor, other: torch.Tensor) -> None:
+    """As near as bfloat16's eight bits let two orders of summing be."""
+    assert one.shape == other.shape
+    assert one.dtype == other.dtype
+    assert (one.float() - other.float()).norm() <= 2**-7 * other.float().norm()
 
 
 def close(one: torch.Tensor, other: torch.Tensor) -> None:
@@ -90,6 +115,29 @@ def test_a_layer_that_learns_keeps_its_gradient(calls: list[int]) -> None:
     assert calls
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_frozen_layer_hands_the_gradient_on(
+    calls: list[int], widened: list[int], dtype: torch.dtype
+) -> None:
+    """As under an adapter with dropout, or behind a trained prefix."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 96).to(dtype).requires_grad_(False)
+    x, theirs = (torch.randn(2, 5, 48).to(dtype) for _ in range(2))
+    theirs.copy_(x).requires_grad_()
+    wanted = layer(theirs)
+    wanted.square().sum().backward()
+    layer.__class__ = FastLinear
+    ours = x.requires_grad_()
+    out = layer(ours)
+    out.square().sum().backward()
+    assert (len(calls), len(widened)) == ((2, 0) if dtype == torch.float32 else (0, 2))
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    for one, other in ((out.detach(), wanted.detach()), (ours.grad, theirs.grad)):
+        (close if dtype == torch.float32 else near)(one, other)
+    assert layer.weight.grad is None
+
+
 def test_log_probs_gradients_and_samples_are_the_same(calls: list[int]) -> None:
     model = tiny_llama()
     other = copy.deepcopy(model)
@@ -126,33 +174,6 @@ def test_a_fast_model_takes_an_adapter(calls: list[int]) -> None:
     assert head_of(model) is not None
     assert model.unload() is base
     assert set(base.state_dict()) == set(tiny_llama().state_dict())
-
-
-# bfloat16 where the processor does not help
-
-
-@pytest.fixture
-def widened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """As on a processor without bfloat16, however small the product, in blocks; counts products."""
-    made: list[int] = []
-    wide = matmul._wide
-
-    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        made.append(1)
-        return wide(x, weight)
-
-    monkeypatch.setattr(matmul, "narrow", lambda: True)
-    monkeypatch.setattr(matmul, "SMALL", 0)
-    monkeypatch.setattr(matmul, "BLOCK", 48 * 10)
-    monkeypatch.setattr(matmul, "_wide", counted)
-    return made
-
-
-def near(one: torch.Tensor, other: torch.Tensor) -> None:
-    """As near as bfloat16's eight bits let two orders of summing be."""
-    assert one.shape == other.shape
-    assert one.dtype == other.dtype
-    assert (one.float() - other.float()).norm() <= 2**-7 * other.float().norm()
 
 
 @pytest.mark.parametrize("shape", [(1,), (37,), (2, 5)])

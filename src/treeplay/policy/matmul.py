@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -133,14 +134,36 @@ def linear(x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
     return torch.nn.functional.linear(x, weight_OI, bias_O)
 
 
+class _Frozen(torch.autograd.Function):
+    """:func:`linear` with a gradient for ``x`` alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(weight_OI)
+        return linear(x, weight_OI, bias_O)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (weight_OI,) = ctx.saved_tensors
+        return product(grad, weight_OI.T), None, None
+
+
 class FastLinear(torch.nn.Linear):
-    """A linear layer that computes with :func:`linear` wherever no gradient is wanted."""
+    """A linear layer that computes with :func:`linear`, unless it is to learn itself."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        wanted = input.requires_grad or self.weight.requires_grad
-        if torch.is_grad_enabled() and wanted:
+        if not torch.is_grad_enabled():
+            return linear(input, self.weight, self.bias)
+        learns = any(part.requires_grad for part in self.parameters(recurse=False))
+        if learns or not (_fast(input, self.weight) or _widened(input, self.weight)):
             return super().forward(input)
-        return linear(input, self.weight, self.bias)
+        if not input.requires_grad:
+            return linear(input, self.weight, self.bias)
+        out: torch.Tensor = _Frozen.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+        return out
 
 
 LINEAR = (torch.nn.Linear, FastLinear)
@@ -148,7 +171,8 @@ LINEAR = (torch.nn.Linear, FastLinear)
 
 def quicken(model: torch.nn.Module) -> None:
     """Make the plain linear layers of ``model`` fast ones, in place; their weights stay."""
-    dtypes = {torch.float32} if held_back() else {torch.bfloat16} if narrow() else set()
-    for module in model.modules() if dtypes else ():
-        if type(module) is torch.nn.Linear and module.weight.dtype in dtypes:
-            module.__class__ = FastLinear
+    quick = {torch.float32: held_back(), torch.bfloat16: narrow()}
+    if any(quick.values()):
+        for module in model.modules():
+            if type(module) is torch.nn.Linear and quick.get(module.weight.dtype):
+                module.__class__ = FastLinear
