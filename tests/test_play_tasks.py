@@ -10,7 +10,7 @@ from test_play import game, recipe, settings
 from treeplay.policy.model import ModelConfig, encode_path, load_policy
 from treeplay.progress import Reporter
 from treeplay.tasks.jsonl import write_tasks
-from treeplay.tasks.task import make_task
+from treeplay.tasks.task import Tests, make_task
 
 pytestmark = pytest.mark.usefixtures("sandbox")  # skipped where generated code cannot be run
 
@@ -42,6 +42,43 @@ def test_a_budget_that_golden_answers_exceed_is_told(
     assert warning.startswith("s@full: 2 of 2 golden answers are longer than its max_tokens (")
     long = game(path, tmp_path / "c", f'tasks.eval=["{suite}@full,max_tokens={longest}"]')
     assert "warnings" not in long.run.manifest
+
+
+def test_tests_that_cannot_be_run_here_are_told(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"jwt", "lxml"}
+    for module in ("treeplay.judge.pytest_needs", "treeplay.play_tasks"):
+        monkeypatch.setattr(f"{module}.has_module", lambda name: name not in known)
+    published = Tests("import lxml\n", "import lxml\n", "pytest", "xml_test.py")
+    wanted = {
+        "plain": Tests("def test(): ...\n", "def test(): ...\n"),
+        "jwt": Tests("x = 1\n", "x = 1\n", requires=("jwt",)),
+        "lxml": published,
+        "lxml-too": published,
+    }
+    suite = tmp_path / "s.jsonl"
+    some = [
+        make_task(
+            id=name,
+            language="python",
+            cwe=("CWE-89",),
+            prompt="def f(x):\n    ",
+            golden="return x\n",
+            tests=tests,
+        )
+        for name, tests in wanted.items()
+    ]
+    write_tasks(suite, some)
+    path = recipe(tmp_path, settings(writer))
+    played = game(path, tmp_path / "a", f"tasks.eval=[{suite}]", "eval.max_tokens=200")
+    assert played.run.manifest["warnings"] == [
+        "s: the tests of 3 of 4 tasks cannot be run here, and answers to them stay unknown "
+        "(not installed: lxml for Python; mend: scripts/cweval-packages.sh; and 1 more)"
+    ]
+    known.clear()
+    again = game(path, tmp_path / "b", f"tasks.eval=[{suite}]", "eval.max_tokens=200")
+    assert "warnings" not in again.run.manifest
 
 
 def test_what_is_known_from_training_is_kept_with_the_run(

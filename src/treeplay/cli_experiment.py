@@ -16,7 +16,7 @@ Overrides = Annotated[list[str] | None, typer.Argument(help="Settings of every r
 @told
 def experiment(
     name: Annotated[
-        str | None, typer.Argument(help="main, unseen, transfer, ablation or paper.")
+        str | None, typer.Argument(help="main, unseen, transfer, ablation, paper or scale.")
     ] = None,
     overrides: Overrides = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the record-form files.")] = None,

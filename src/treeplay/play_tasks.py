@@ -1,8 +1,10 @@
-"""What a game does with its tasks before the first round: warn of contamination and of answers that
-cannot be heard to the end, and leave out or refuse what the model cannot read whole."""
+"""What a game does with its tasks before the first round: warn of contamination, of answers that
+cannot be heard to the end and of tests that cannot be run, and leave out or refuse what the model
+cannot read whole."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,6 +12,8 @@ from treeplay.config import Config
 from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
 from treeplay.evaluate import EvalConfig
+from treeplay.judge.execute import missing_for
+from treeplay.judge.pytest_needs import find_needs, has_module
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.select import Suite
@@ -97,3 +101,28 @@ def short_budgets(policy: Policy, suites: Sequence[Suite], config: EvalConfig) -
                 "there; raise it"
             )
     return out
+
+
+def cannot_run(name: str, tasks: Sequence[Task]) -> list[str]:
+    """A warning where tests of ``tasks`` want a tool or a package that is not here: whatever is
+    answered is "unknown" then, and rates are not those of a machine that has it."""
+    tested = [task for task in tasks if task.tests is not None]
+    reasons = Counter(why for task in tested if (why := _why_not_run(task)))
+    if not reasons:
+        return []
+    why, more = reasons.most_common(1)[0][0], len(reasons) - 1
+    return [
+        f"{name}: the tests of {reasons.total()} of {len(tested)} tasks cannot be run here, and "
+        f"answers to them stay unknown ({why}" + (f"; and {more} more)" if more else ")")
+    ]
+
+
+def _why_not_run(task: Task) -> str:
+    """What the tests of ``task`` want, and what its golden program wants, that is not here."""
+    tests, missing = task.tests, missing_for(task)
+    if missing or tests is None:
+        return missing or ""
+    if tests.form == "pytest":
+        return find_needs(task.language, task.program(task.golden or ""), tests.functional).missing
+    absent = [name for name in tests.requires if not has_module(name)]
+    return f"not installed: {', '.join(absent)}" if absent else ""
