@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from treeplay.cli import app
 from treeplay.config import Method, load_config
+from treeplay.errors import RunError
 from treeplay.experiments import runs
 from treeplay.experiments.budget import budget_of, other_rule
-from treeplay.experiments.collect import COLUMNS, used
+from treeplay.experiments.collect import COLUMNS, collect, used
 from treeplay.experiments.costs import cost
 from treeplay.experiments.data import Prepared
 from treeplay.experiments.plan import Plan
@@ -160,7 +161,7 @@ def test_what_was_killed_goes_on_to_the_same_result(
 def test_a_base_model_that_has_a_result_is_not_asked_again(
     data: Path, writer: Path, tmp_path: Path
 ) -> None:
-    """Though its run may be gone. Nor is an arm's report the worse for it."""
+    """Though its run may be gone. An arm's own report is then of its player alone."""
 
     def asked(arm: str) -> bool:
         (run,) = result(tmp_path, writer, "main", arm)["runs"]
@@ -177,9 +178,21 @@ def test_a_base_model_that_has_a_result_is_not_asked_again(
     shutil.rmtree(folder_of(tmp_path, writer, "main", "base"))
     assert play("main", data, writer, tmp_path, "--methods", "tsp,sft").exit_code == 0
     assert not asked("sft")
-    for arm in ("tsp", "sft"):
-        (run,) = result(tmp_path, writer, "main", arm)["runs"]
-        assert {row["player"] for row in run["rows"]} == {"round-1"}
+    report = json.loads((folder_of(tmp_path, writer, "main", "sft") / "report.json").read_text())
+    assert {row["player"] for row in report["rows"]} == {"round-1"}
+    page = (folder_of(tmp_path, writer, "main", "sft") / "report.html").read_text()
+    assert "round-1" in page
+
+
+def test_a_game_without_a_player_says_why(tmp_path: Path) -> None:
+    """Whether or not the base model was asked in the same run."""
+    ended = {"round": 1, "reason": "base made no mistake to learn from"}
+    write_text(tmp_path / "manifest.json", json.dumps({"ended": ended}))
+    for there in ((), ("eval",), ("eval", "base.jsonl")):
+        path = tmp_path.joinpath(*there)
+        write_text(path, "{}\n") if path.suffix else path.mkdir(exist_ok=True)
+        with pytest.raises(RunError, match=r"no player was trained .*, since base made no mistake"):
+            collect(tmp_path, (), 0, final=True)
 
 
 def test_players_that_are_there_are_asked_otherwise(
@@ -346,7 +359,7 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
     # The plan's cost goes by it: up to half a wave more, of 160 tokens for each of 50 tasks.
     facts = {"train": {"starter": 50}, "suites": {}}
     cell = replace(plan.cells("spin", 0)[0], data=replace(folds[0], facts=facts))
-    assert (cost(plan, cell).grow_tokens, cost(plan, cell).train_tokens) == (7000 + 4000, 90123)
+    assert (cost(plan, cell).grow_tokens, cost(plan, cell).train_tokens) == (7000 + 8000, 90123)
 
 
 def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:

@@ -50,6 +50,9 @@ def test_a_file_is_read_once_and_the_same(small_file: Path) -> None:
         assert first is gguf.GGUFReader(small_file)
         names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
         assert names is gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+        with gguf_read_once():
+            assert first is gguf.GGUFReader(small_file)
+        assert first is gguf.GGUFReader(small_file)
     assert contents(first) == plain
     assert names.mapping == gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2).mapping
 

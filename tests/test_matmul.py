@@ -16,7 +16,15 @@ from treeplay.opponent import score_opponent
 from treeplay.policy import matmul
 from treeplay.policy.head import head_of
 from treeplay.policy.lora import FusedLoraLinear, fuse_lora
-from treeplay.policy.matmul import FastLinear, add_product, linear, product, quicken
+from treeplay.policy.matmul import (
+    FastLinear,
+    add_product,
+    add_thin_product,
+    linear,
+    product,
+    quicken,
+    thin_product,
+)
 from treeplay.policy.sample import Request, Row, SampleConfig, sample
 from treeplay.policy.score import packed_logps
 
@@ -183,26 +191,35 @@ def test_widened_products_are_rounded_once(widened: list[int], shape: tuple[int,
         part.bfloat16() for part in (torch.randn(*shape, 48), torch.randn(96, 48), torch.randn(96))
     )
     exact = x.float() @ weight.float().T
-    near(product(x, weight), exact.bfloat16())
+    # Of the same float32 numbers, so to the last bit.
+    wide = matmul._wide(x, weight)
+    close(wide, exact)
+    assert torch.equal(product(x, weight), wide.bfloat16())
+    assert torch.equal(thin_product(x, weight), wide.bfloat16())
+    assert torch.equal(linear(x, weight, bias), (wide + bias).bfloat16())
+    assert torch.equal(linear(x[..., :0, :], weight, bias), (wide + bias)[..., :0, :].bfloat16())
     near(product(x[..., :32], weight.T[:, 7:39]), (x[..., :32] @ weight[7:39]))
-    near(linear(x, weight, bias), (exact + bias.float()).bfloat16())
     flat, total = x.reshape(-1, 48), torch.randn(x.numel() // 48, 96)
-    wanted = total + 0.5 * exact.reshape(-1, 96)
-    add_product(total, flat, weight, 0.5)
+    wanted = total + exact.reshape(-1, 96)
+    add_product(total, flat, weight)
     close(total, wanted)
     low = total.bfloat16()
-    add_product(low, flat, weight, 0.5)
+    add_thin_product(low, flat, weight, 0.5)
     near(low, (total + 0.5 * exact.reshape(-1, 96)).bfloat16())
-    assert len(widened) == 5
+    assert len(widened) == 8
 
 
-def test_float32_is_not_widened(widened: list[int]) -> None:
+def test_float32_and_autocast_are_not_widened(widened: list[int]) -> None:
     x, weight = torch.randn(5, 48), torch.randn(96, 48)
     assert torch.equal(product(x, weight), x @ weight.T)
     assert matmul.widen(x) is x
+    low, low_weight = x.bfloat16(), weight.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(x, weight, None).dtype == torch.bfloat16
+        assert torch.equal(product(low, low_weight), low @ low_weight.T)
+        assert matmul.widen(low) is low
     assert not widened
+    assert matmul.widen(low).dtype == torch.float32
 
 
 def test_a_widened_model_scores_learns_and_samples_as_before(widened: list[int]) -> None:
@@ -229,6 +246,10 @@ def test_a_widened_model_scores_learns_and_samples_as_before(widened: list[int])
 
     logps, grad, sampled = everything()
     assert len(widened) > 100
+    # Activations that are computed again are computed in the same numbers.
+    again = player()
+    again.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    assert torch.equal(gradient(again, make_groups(contrasts), CONFIG, 512)[0], grad)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matmul, "narrow", lambda: False)
         plain_logps, plain_grad, plain_sampled = everything()
@@ -238,3 +259,16 @@ def test_a_widened_model_scores_learns_and_samples_as_before(widened: list[int])
     assert (grad - exact).norm() <= 1.1 * (plain_grad - exact).norm() < 0.15 * exact.norm()
     for one, other in zip(sampled, plain_sampled, strict=True):
         torch.testing.assert_close(one[0], other[0], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_autocast_of_one_pass_alone(widened: list[int], forward: bool) -> None:
+    """Attention computes a backward pass in the numbers of its forward pass."""
+    model = tiny_llama().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=forward):
+        (logps,) = packed_logps(model, [tuple(range(3, 33))], [(5, 30)])
+    with torch.autocast("cpu", torch.bfloat16, enabled=not forward):
+        torch.autograd.backward(logps.sum())
+    (weight,) = model.model.layers[0].self_attn.k_proj.parameters()
+    assert weight.grad is not None
+    assert weight.grad.isfinite().all()

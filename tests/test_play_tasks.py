@@ -48,7 +48,7 @@ def test_tests_that_cannot_be_run_here_are_told(
     writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known = {"jwt", "lxml"}
-    for module in ("treeplay.judge.pytest_needs", "treeplay.play_tasks"):
+    for module in ("treeplay.judge.pytest_needs", "treeplay.judge.execute"):
         monkeypatch.setattr(f"{module}.has_module", lambda name: name not in known)
     published = Tests("import lxml\n", "import lxml\n", "pytest", "xml_test.py")
     wanted = {

@@ -207,3 +207,13 @@ def test_what_has_no_value_is_left_out() -> None:
     alone = estimate(np.array([[0.5]]))
     assert (alone.value, alone.low) == (0.5, None)
     assert sign_flip(np.array([[NAN]]), np.array([[1.0]])) is None
+
+
+def test_the_order_of_summing_decides_no_digit() -> None:
+    """9 in 80 is just between two rates that a table prints, and processors sum as they like."""
+    rates = np.array([[1.0] * 9 + [0.0] * 71])
+    for noise in (0.0, 1e-14, -1e-14):
+        found = estimate(rates + noise)
+        assert found.value == 0.1125
+        assert f"{100 * found.value:.1f}" == "11.2"
+    assert ratio(rates + 1e-14, 2 * rates).value == 0.5

@@ -28,7 +28,13 @@ from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
 from treeplay.play_over import check_watched, doubt, doubts_of_answers, end, warn, why_over
-from treeplay.play_tasks import cannot_run, contaminated, short_budgets, what_fits
+from treeplay.play_tasks import (
+    cannot_run,
+    contaminated,
+    judges_training,
+    short_budgets,
+    what_fits,
+)
 from treeplay.play_train import train_player
 from treeplay.policy.model import (
     Policy,
@@ -114,7 +120,8 @@ class Game:
         if told := settle(run, tasks_digest(evaluated), suites):
             reporter.say(told)
         warnings += short_budgets(self.policy, self.suites, config.eval)
-        warnings += cannot_run("training", learnt)
+        if judges_training(config):
+            warnings += cannot_run("training", learnt)
         warnings += [said for suite in self.suites for said in cannot_run(suite.name, suite.tasks)]
         for warning in warnings:
             reporter.say(f"warning: {warning}")

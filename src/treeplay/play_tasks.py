@@ -13,7 +13,7 @@ from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
 from treeplay.evaluate import EvalConfig
 from treeplay.judge.execute import missing_for
-from treeplay.judge.pytest_needs import find_needs, has_module
+from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.select import Suite
@@ -103,11 +103,17 @@ def short_budgets(policy: Policy, suites: Sequence[Suite], config: EvalConfig) -
     return out
 
 
+def judges_training(config: Config) -> bool:
+    """Whether answers to training tasks are judged: branches, golden paths, snapshots."""
+    unjudged = config.method in (*WITHOUT_BRANCHES, *UNJUDGED)
+    return not unjudged or config.golden.source != "reference" or config.tasks.hold_out > 0
+
+
 def cannot_run(name: str, tasks: Sequence[Task]) -> list[str]:
     """A warning where tests of ``tasks`` want a tool or a package that is not here: whatever is
     answered is "unknown" then, and rates are not those of a machine that has it."""
     tested = [task for task in tasks if task.tests is not None]
-    reasons = Counter(why for task in tested if (why := _why_not_run(task)))
+    reasons = Counter(why for task in tested if (why := missing_for(task)))
     if not reasons:
         return []
     why, more = reasons.most_common(1)[0][0], len(reasons) - 1
@@ -115,14 +121,3 @@ def cannot_run(name: str, tasks: Sequence[Task]) -> list[str]:
         f"{name}: the tests of {reasons.total()} of {len(tested)} tasks cannot be run here, and "
         f"answers to them stay unknown ({why}" + (f"; and {more} more)" if more else ")")
     ]
-
-
-def _why_not_run(task: Task) -> str:
-    """What the tests of ``task`` want, and what its golden program wants, that is not here."""
-    tests, missing = task.tests, missing_for(task)
-    if missing or tests is None:
-        return missing or ""
-    if tests.form == "pytest":
-        return find_needs(task.language, task.program(task.golden or ""), tests.functional).missing
-    absent = [name for name in tests.requires if not has_module(name)]
-    return f"not installed: {', '.join(absent)}" if absent else ""

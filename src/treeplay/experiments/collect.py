@@ -60,20 +60,20 @@ def task_rows(samples: Sequence[Scored], suites: Sequence[Suite], fold: int) -> 
 def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> dict[str, Any]:
     """What the results keep of one run folder: of its last player, or with ``final`` false of
     the base model. ``report.json`` and ``report.html`` are made in the folder for people."""
+    if final and not any((folder / "eval").glob("round-*.jsonl")):
+        ended = read_json(folder / "manifest.json").get("ended")
+        why = f", since {ended['reason']}" if ended else ""
+        raise RunError(f"no player was trained and evaluated{why}")
     report = build_report(folder)
     samples = read_run(folder).samples
     last = max(one.round for one in samples) if final else 0
-    ended = report["run"]["ended"]
-    if final and last == 0:
-        why = f", since {ended['reason']}" if ended else ""
-        raise RunError(f"no player was trained and evaluated{why}")
     config = report["run"]["manifest"].get("config", {})
     return {
         "fold": fold,
         "run": {
             **{key: report["run"][key] for key in ("model", "method", "seed")},
             "rounds": last,
-            "ended": ended,
+            "ended": report["run"]["ended"],
             "warnings": report["run"]["manifest"].get("warnings", []),
             "config": config,
             "versions": report["run"]["manifest"].get("versions", {}),

@@ -37,9 +37,10 @@ def cost(plan: Plan, cell: Cell) -> Cost:
         tokens += count * (suite.max_tokens or config.eval.max_tokens)
     trained = sum(facts["train"].values())
     grown = 0 if cell.arm == BASE else trained * _task_tokens(config) * config.rounds
-    if config.grow.budget:  # waves end within half a wave of it
-        wave = trained * _task_tokens(_one_wave(config))
-        grown = min(grown, (config.grow.budget + wave // 2) * config.rounds)
+    if config.grow.budget:  # a wave may begin within it; golden paths and rollouts are beside it
+        beside = trained * _task_tokens(_branches(config, 0))
+        wave = trained * _task_tokens(_branches(config, config.grow.wave)) - beside
+        grown = min(grown, (beside + config.grow.budget + wave) * config.rounds)
     if cell.arm != BASE and config.contrasts.ordinary_text == "own":
         grown += config.contrasts.ordinary * ASKED.max_tokens * config.rounds
     if cell.arm != BASE and config.method == "grpo" and config.grpo.budget:
@@ -48,8 +49,8 @@ def cost(plan: Plan, cell: Cell) -> Cost:
     return Cost(samples, tokens, grown, learnt)
 
 
-def _one_wave(config: Config) -> Config:
-    return replace(config, grow=replace(config.grow, branches=config.grow.wave))
+def _branches(config: Config, number: int) -> Config:
+    return replace(config, grow=replace(config.grow, branches=number))
 
 
 def _task_tokens(config: Config) -> int:

@@ -35,7 +35,7 @@ from pathlib import Path
 
 from treeplay.errors import TaskError
 from treeplay.judge.outcome import Execution, GroupResult, Outcome, not_run
-from treeplay.judge.pytest_needs import has_module, site_folders
+from treeplay.judge.pytest_needs import find_needs, has_module, site_folders
 from treeplay.judge.pytest_runner import execute_pytest, pytest_toolchain
 from treeplay.sandbox import Completed, Limits, Sandbox, base_python, outside_system
 from treeplay.tasks.task import Task, Tests
@@ -85,11 +85,18 @@ def toolchain(language: str) -> str | None:
     return None
 
 
-def missing_for(task: Task) -> str | None:
-    """Why the tests of ``task`` cannot be run here, or None. Packages are not looked at."""
-    if task.tests is not None and task.tests.form == "pytest":
-        return pytest_toolchain(task.language)
-    return toolchain(task.language)
+def missing_for(task: Task, program: str | None = None) -> str | None:
+    """Why the tests of ``task`` cannot be run here on ``program`` (none: the golden one), or None:
+    a tool or a package that is not here."""
+    tests, language = task.tests, task.language
+    if tests is None or tests.form != "pytest":
+        absent = [name for name in (tests.requires if tests else ()) if not has_module(name)]
+        words = f"not installed: {', '.join(absent)}; mend: pip install {' '.join(absent)}"
+        return toolchain(language) or (words if absent else None)
+    whole = task.program(task.golden or "") if program is None else program
+    return (
+        pytest_toolchain(language) or find_needs(language, whole, tests.functional).missing or None
+    )
 
 
 def execute(task: Task, answer: str, sandbox: Sandbox, limits: Limits | None = None) -> Execution:
@@ -109,7 +116,7 @@ def execute_program(
     tests = task.tests
     if tests is None:
         raise TaskError(f"task {task.id!r} has no tests; it can only be judged statically")
-    missing = missing_for(task)
+    missing = missing_for(task, program)
     if missing:
         return not_run(missing)
     if tests.form == "pytest":
@@ -122,9 +129,6 @@ def execute_program(
             sanitize=tests.sanitize,
             limits=limits,
         )
-    absent = [name for name in tests.requires if not has_module(name)]
-    if absent:
-        return not_run(f"not installed: {', '.join(absent)}; mend: pip install {' '.join(absent)}")
     plan = _plan(task.language)
     if limits is not None:
         plan = replace(plan, limits=limits)

@@ -25,6 +25,9 @@ def gguf_read_once() -> Iterator[None]:
     """Within it, ``gguf.GGUFReader`` and ``gguf.get_tensor_name_map`` remember what they made."""
     with _LOCK:
         reader, names = gguf.GGUFReader, gguf.get_tensor_name_map
+        if not isinstance(reader, type):  # within another
+            yield
+            return
         gguf.GGUFReader = functools.lru_cache(maxsize=1)(_plain(reader))
         gguf.get_tensor_name_map = functools.lru_cache(maxsize=8)(names)
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear as LoraLinear
 
-from treeplay.policy.matmul import LINEAR, add_product, linear, product
+from treeplay.policy.matmul import LINEAR, add_thin_product, linear, product, thin_product
 
 
 class FusedLoraLinear(LoraLinear):  # type: ignore[misc]
@@ -73,10 +73,10 @@ class _LoraLinear(torch.autograd.Function):
         down, up = down_rI.to(x.dtype), up_Or.to(x.dtype)
         low_Nr = product(x_NI, down)
         out_NO = linear(x_NI, weight_OI, bias_O)
-        add_product(out_NO, low_Nr, up, scale)
+        add_thin_product(out_NO, low_Nr, up, scale)
         ctx.save_for_backward(x_NI, weight_OI, down_rI, up_Or, low_Nr)
         ctx.scale, ctx.shape = scale, x.shape
-        return out_NO.view(*x.shape[:-1], -1)
+        return out_NO.view(*x.shape[:-1], len(weight_OI))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -87,8 +87,8 @@ class _LoraLinear(torch.autograd.Function):
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_NI = product(grad_NO, weight_OI.T)
-            add_product(grad_NI, low_grad_Nr, down_rI.to(grad.dtype).T)
+            add_thin_product(grad_NI, low_grad_Nr, down_rI.to(grad.dtype).T)
             grad_x = grad_NI.view(ctx.shape)
-        grad_down = product(low_grad_Nr.T, x_NI.T).to(down_rI.dtype)
-        grad_up = product(low_Nr.T, grad_NO.T).T.mul(ctx.scale).to(up_Or.dtype)
+        grad_down = thin_product(low_grad_Nr.T, x_NI.T).to(down_rI.dtype)
+        grad_up = thin_product(grad_NO.T, low_Nr.T).mul_(ctx.scale).to(up_Or.dtype)
         return grad_x, None, None, grad_down, grad_up, None

@@ -5,10 +5,12 @@ other makers than Intel: half the speed, or less. oneDNN, which PyTorch carries 
 asks the processor. Here it is used for float32 too, on such processors alone.
 
 oneDNN's bfloat16 in turn wants AVX-512 (or the conversions of the newest AVX2). Without, PyTorch
-multiplies bfloat16 matrices at a sixth of float32's speed. On such processors they are widened to
+multiplies bfloat16 matrices far slower than float32 ones. On such processors they are widened to
 float32 here, a block of the weight at a time, and the result is rounded once, as oneDNN does it.
+(A single row is slower so, of two or three it is the same; but what a token's result is should not
+depend on how many others are computed with it.)
 
-Results differ by rounding. Other products, and small ones, are PyTorch's own.
+Results differ by rounding. Other products are PyTorch's own.
 
 Axes: N tokens, I inputs, O outputs.
 """
@@ -22,8 +24,7 @@ from typing import Any
 
 import torch
 
-# Weights of fewer numbers gain nothing. The weight decides, not the tokens: what a token's result
-# is should not depend on how many others are computed with it.
+# Weights of fewer numbers gain nothing from oneDNN. The weight decides, not the tokens.
 SMALL = 1 << 13
 # Numbers of a weight that are widened at a time: few enough to stay in the processor's cache.
 BLOCK = 1 << 19
@@ -70,25 +71,30 @@ def _onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) ->
     return out
 
 
-def _on_cpu(dtype: torch.dtype, *parts: torch.Tensor) -> bool:
-    return all(part.dtype == dtype and part.device.type == "cpu" for part in parts) and (
-        not torch.is_autocast_enabled("cpu")
+def _fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.device.type == "cpu"
+        and weight.numel() >= SMALL
+        and held_back()
+        and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _fast(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return weight.numel() >= SMALL and held_back() and _on_cpu(torch.float32, x, weight)
-
-
 def _widened(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return weight.numel() >= SMALL and narrow() and _on_cpu(torch.bfloat16, x, weight)
+    return (
+        x.dtype == weight.dtype == torch.bfloat16
+        and x.device.type == "cpu"
+        and narrow()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def _wide(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """``x @ weight.T`` in float32, (..., I) -> (..., O)."""
     outputs, inputs = weight_OI.shape
-    x_NI = x.reshape(-1, inputs).float()
-    step = max(1, BLOCK // inputs)
+    x_NI = x.reshape(x.shape[:-1].numel(), inputs).float()
+    step = max(1, BLOCK // max(1, inputs))
     if step >= outputs:
         out_NO = x_NI @ weight_OI.float().T
     else:
@@ -102,7 +108,7 @@ def _wide(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 def widen(x: torch.Tensor) -> torch.Tensor:
     """``x``, in float32 where its own numbers are multiplied without the processor's help: for
     products of activations with one another, as in attention."""
-    return x.float() if narrow() and _on_cpu(torch.bfloat16, x) else x
+    return x.float() if _widened(x, x) else x
 
 
 def product(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -112,14 +118,25 @@ def product(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     return _onednn(x, weight_OI, None) if _fast(x, weight_OI) else x @ weight_OI.T
 
 
-def add_product(
+def add_product(sum_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor) -> None:
+    """``sum += x @ weight.T`` in place, without gradient."""
+    if _fast(x_NI, weight_OI):
+        sum_NO += _onednn(x_NI, weight_OI, None)
+    else:
+        add_thin_product(sum_NO, x_NI, weight_OI)
+
+
+def thin_product(x: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """:func:`product` of so few rows or columns (a LoRA layer's rank) that oneDNN is not asked."""
+    return _wide(x, weight_OI).to(x.dtype) if _widened(x, weight_OI) else x @ weight_OI.T
+
+
+def add_thin_product(
     sum_NO: torch.Tensor, x_NI: torch.Tensor, weight_OI: torch.Tensor, scale: float = 1.0
 ) -> None:
-    """``sum += scale * x @ weight.T`` in place, without gradient."""
+    """``sum += scale * x @ weight.T`` in place, by the matrix product itself where it can."""
     if _widened(x_NI, weight_OI):
         sum_NO.add_(_wide(x_NI, weight_OI), alpha=scale)
-    elif _fast(x_NI, weight_OI):
-        sum_NO.add_(_onednn(x_NI, weight_OI, None), alpha=scale)
     else:
         sum_NO.addmm_(x_NI, weight_OI.T, alpha=scale)
 
@@ -157,7 +174,7 @@ class FastLinear(torch.nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not torch.is_grad_enabled():
             return linear(input, self.weight, self.bias)
-        learns = any(part.requires_grad for part in self.parameters(recurse=False))
+        learns = self.weight.requires_grad or (self.bias is not None and self.bias.requires_grad)
         if learns or not (_fast(input, self.weight) or _widened(input, self.weight)):
             return super().forward(input)
         if not input.requires_grad:
@@ -174,5 +191,7 @@ def quicken(model: torch.nn.Module) -> None:
     quick = {torch.float32: held_back(), torch.bfloat16: narrow()}
     if any(quick.values()):
         for module in model.modules():
-            if type(module) is torch.nn.Linear and quick.get(module.weight.dtype):
+            if type(module) is not torch.nn.Linear or module.weight.device.type != "cpu":
+                continue
+            if quick.get(module.weight.dtype):
                 module.__class__ = FastLinear

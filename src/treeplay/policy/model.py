@@ -28,6 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from treeplay.errors import ModelError, TaskError
 from treeplay.policy.gguf_once import gguf_read_once
 from treeplay.policy.heap import keep_freed
+from treeplay.policy.matmul import quicken
 from treeplay.policy.prefix import prefix_length
 from treeplay.policy.sample import Sampler
 from treeplay.policy.server_config import ServerConfig
@@ -134,6 +135,7 @@ def load_policy(config: ModelConfig) -> Policy:
             f"cannot put the model on the device {config.device!r}: {_first_line(error)}; "
             "use model.device=cpu, or auto"
         ) from error
+    quicken(model)
     keep_freed()  # behind the loading, which frees much that is not needed again
     return Policy(model, tokenizer, config.style, identity)
 

@@ -239,6 +239,7 @@ def _together(
             first[place].rows.append(row)
     lanes = list(first.values())
     batch = _lanes(model, trunks, lanes, how.config.max_tokens)
+    del trunks  # the batch may hold them in other numbers
     while lanes:
         logits_LV = batch.step(
             model, [lane.token for lane in lanes], [lane.position for lane in lanes]

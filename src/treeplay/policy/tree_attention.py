@@ -147,6 +147,7 @@ class _SplitAttention(torch.autograd.Function):
     """
 
     @staticmethod
+    @torch.amp.custom_fwd(device_type="cpu")  # type: ignore[untyped-decorator]
     def forward(
         ctx: Any,
         query: torch.Tensor,
@@ -173,9 +174,13 @@ class _SplitAttention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    # In the numbers of the forward pass.
+    @torch.amp.custom_bwd(device_type="cpu")  # type: ignore[untyped-decorator]
+    def backward(  # type: ignore[override]
+        ctx: Any, grad: torch.Tensor
+    ) -> tuple[torch.Tensor | None, ...]:
         query, key, value, *kept = ctx.saved_tensors
-        dtype = grad.dtype
+        dtype = query.dtype
         query, key, value, grad = (widen(part) for part in (query, key, value, grad))
         heads, size = query.shape[1:3]
         groups = key.shape[1]
