@@ -358,6 +358,21 @@ def test_headline_is_honest() -> None:
     assert "Clearly worse: pass@1 and valid" in broken["cost"]
 
 
+def test_the_larger_suite_comes_first() -> None:
+    some = samples("base", 0, 2)
+    small = [replace(one, suite="a") for one in some if one.task == some[0].task]
+    large = [replace(one, suite="b") for one in some]
+    assert [suite for suite, _ in words.places({"rows": rows(small + large)})] == ["b", "a"]
+    assert [suite for suite, _ in words.places({"rows": rows(small)})] == ["a"]
+
+
+def test_a_run_that_is_named_by_its_seed_is_told_with_its_arm(tmp_path: Path) -> None:
+    for name, title in (("sft/0", "sft/0"), ("mine", "mine")):
+        (tmp_path / name).mkdir(parents=True)
+        full_run(tmp_path / name)
+        assert build_report(tmp_path / name)["run"]["folder"] == title
+
+
 @pytest.mark.parametrize("width", [100, 80])
 def test_table_fits(tmp_path: Path, width: int) -> None:
     full_run(tmp_path)

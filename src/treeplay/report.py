@@ -203,7 +203,7 @@ def _summary(run: Run) -> dict[str, Any]:
         return None
 
     return {
-        "folder": run.folder.resolve().name,
+        "folder": _name(run.folder.resolve()),
         "model": first("model", "base", "policy"),
         "method": first("method", "contrasts"),
         "rounds": max(one.round for one in run.samples),
@@ -211,6 +211,11 @@ def _summary(run: Run) -> dict[str, Any]:
         "ended": run.manifest.get("ended"),
         "manifest": run.manifest,
     }
+
+
+def _name(folder: Path) -> str:
+    """The folder's name; a number (the seed of an experiment's arm) stands behind its parent's."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name.isdigit() else folder.name
 
 
 def _branches(

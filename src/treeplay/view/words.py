@@ -115,13 +115,16 @@ def interval(low: float | None, high: float | None, signed: bool = False) -> str
 
 
 def places(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """All (suite, split), unseen tasks before those of training, most telling first; those of
-    general ability behind the ones that ask about security."""
-    found = {(row["suite"], row["split"]) for row in report["rows"]}
+    """All (suite, split), unseen tasks before those of training, most telling first (of a split,
+    that with more tasks); those of general ability behind the ones that ask about security."""
+    size: dict[tuple[str, str], int] = {}
+    for row in report["rows"]:
+        place = (row["suite"], row["split"])
+        size[place] = max(size.get(place, 0), row["n_tasks"])
     order = {"eval-seen": 0, "eval": 1, "eval-unseen": 2, "train": 9}
-    ability = {place: is_general(report, place) for place in found}
+    ability = {place: is_general(report, place) for place in size}
     return sorted(
-        found, key=lambda place: (ability[place], order.get(place[1], 3), place[0], place[1])
+        size, key=lambda place: (ability[place], order.get(place[1], 3), -size[place], place)
     )
 
 
