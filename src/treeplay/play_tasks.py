@@ -12,7 +12,7 @@ from treeplay.config import Config
 from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
 from treeplay.evaluate import EvalConfig
-from treeplay.judge.execute import missing_for
+from treeplay.judge.execute import missing_with_packages
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
@@ -113,7 +113,8 @@ def cannot_run(name: str, tasks: Sequence[Task]) -> list[str]:
     """A warning where tests of ``tasks`` want a tool or a package that is not here: whatever is
     answered is "unknown" then, and rates are not those of a machine that has it."""
     tested = [task for task in tasks if task.tests is not None]
-    reasons = Counter(why for task in tested if (why := missing_for(task)))
+    found = (missing_with_packages(task, task.program(task.golden or "")) for task in tested)
+    reasons = Counter(why for why in found if why)
     if not reasons:
         return []
     why, more = reasons.most_common(1)[0][0], len(reasons) - 1

@@ -48,6 +48,7 @@ __all__ = [
     "execute",
     "execute_program",
     "missing_for",
+    "missing_with_packages",
     "toolchain",
 ]
 
@@ -85,18 +86,23 @@ def toolchain(language: str) -> str | None:
     return None
 
 
-def missing_for(task: Task, program: str | None = None) -> str | None:
-    """Why the tests of ``task`` cannot be run here on ``program`` (none: the golden one), or None:
-    a tool or a package that is not here."""
-    tests, language = task.tests, task.language
-    if tests is None or tests.form != "pytest":
-        absent = [name for name in (tests.requires if tests else ()) if not has_module(name)]
-        words = f"not installed: {', '.join(absent)}; mend: pip install {' '.join(absent)}"
-        return toolchain(language) or (words if absent else None)
-    whole = task.program(task.golden or "") if program is None else program
-    return (
-        pytest_toolchain(language) or find_needs(language, whole, tests.functional).missing or None
-    )
+def missing_for(task: Task) -> str | None:
+    """Why the tests of ``task`` cannot be run here, or None. Packages are not looked at."""
+    if task.tests is not None and task.tests.form == "pytest":
+        return pytest_toolchain(task.language)
+    return toolchain(task.language)
+
+
+def missing_with_packages(task: Task, program: str) -> str:
+    """Why the tests of ``task`` cannot be run here on ``program``, packages looked at; or ""."""
+    missing, tests = missing_for(task), task.tests
+    if missing or tests is None:
+        return missing or ""
+    if tests.form == "pytest":
+        return find_needs(task.language, program, tests.functional).missing
+    absent = [name for name in tests.requires if not has_module(name)]
+    words = f"not installed: {', '.join(absent)}; mend: pip install {' '.join(absent)}"
+    return words if absent else ""
 
 
 def execute(task: Task, answer: str, sandbox: Sandbox, limits: Limits | None = None) -> Execution:
@@ -116,7 +122,7 @@ def execute_program(
     tests = task.tests
     if tests is None:
         raise TaskError(f"task {task.id!r} has no tests; it can only be judged statically")
-    missing = missing_for(task, program)
+    missing = missing_with_packages(task, program)
     if missing:
         return not_run(missing)
     if tests.form == "pytest":
