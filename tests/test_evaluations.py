@@ -146,12 +146,13 @@ def test_half_a_stage_does_not_come_back(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     config = begun(folder)
     settle(open_run(config, resume=True, anew=True), "a", {"s": "1"})
-    write_text(folder / "eval/base.s.answers.part", "half")
+    for name in ("base.s.answers.0.sampled.part", "round-1.s.answers.0.sampled"):
+        write_text(folder / "eval" / name, "half")
     settle(open_run(config, resume=True, anew=True), "b", {"s": "2"})
     assert "eval-1 is in use again" in settle(
         open_run(config, resume=True, anew=True), "a", {"s": "1"}
     )
-    assert not list((folder / "eval").glob("*.part"))
+    assert [path.name for path in (folder / "eval").iterdir()] == ["base.jsonl"]
 
 
 @pytest.mark.parametrize(

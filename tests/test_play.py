@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def settings(writer: Path, **changes: Any) -> dict[str, Any]:
         "nodes": {"sources": ["diff"], "place": "both"},
         "grow": {
             "branches": 4,
-            "rows_at_once": 8,
+            "rows_at_once": 2,
             "max_tokens": 90,
             "completion": "model",
             "depth": 2,
@@ -56,7 +57,7 @@ def settings(writer: Path, **changes: Any) -> dict[str, Any]:
             "learning_rate": 2e-4,
             "lora": {"r": 4},
         },
-        "eval": {"samples": 4, "rows_at_once": 4, "max_tokens": 60},
+        "eval": {"samples": 4, "rows_at_once": 1, "max_tokens": 60},
         **changes,
     }
 
@@ -122,7 +123,10 @@ def kill(mode: str, path: Path, folder: Path) -> tuple[dict[str, Any], list[str]
 @pytest.fixture(scope="module")
 def two_rounds(writer: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("killed")
-    return recipe(folder, settings(writer, rounds=2)), folder
+    data = settings(writer, rounds=2)
+    (source,) = data["tasks"]["eval"]
+    data["tasks"]["eval"] = [source, f"{source}@full,samples=2,max_tokens=20"]
+    return recipe(folder, data), folder
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +153,7 @@ def test_a_run_killed_everywhere_ends_the_same(
         assert f"replace round-{number}/adapter" in places
     assert places.count("append grown-1.jsonl.part") == 4  # two groups a round
     assert places.count("append grown-2.jsonl.part") >= 2
+    assert re.search(r"append round-1\.\S+\.sampled\.part", places)  # the flow over both suites
     assert places.count("replace state/state.safetensors") >= 2
     assert len(died) > 40
 

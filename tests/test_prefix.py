@@ -12,7 +12,7 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from test_sample import NO_STOP, of_kind, requests, slowly
 
 from treeplay.errors import ModelError
-from treeplay.policy import sample as sample_module
+from treeplay.policy import flow as flow_module
 from treeplay.policy.attention import packed_or_plain
 from treeplay.policy.model import Policy, load_adapter
 from treeplay.policy.prefix import has_prefix, merge, prefix_layers, prefix_length, take_off
@@ -46,7 +46,7 @@ def test_lanes_equal_the_models_own_cache(
 ) -> None:
     model = with_prefix(of_kind(kind))
     config = SampleConfig(max_tokens=7, temperature=1.3)
-    monkeypatch.setattr(sample_module, "STATIC", ("cpu",) if static else ())
+    monkeypatch.setattr(flow_module, "STATIC", ("cpu",) if static else ())
     for some in (requests(), stemmed()):
         together, alone = sample(model, some, config, NO_STOP), slowly(model, some, config)
         for ours, theirs in zip(together, alone, strict=True):

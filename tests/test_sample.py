@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from treeplay.errors import ModelError
+from treeplay.policy import flow as flow_module
 from treeplay.policy import lanes as lanes_module
 from treeplay.policy import sample as sample_module
 from treeplay.policy.sample import Request, Row, Sample, SampleConfig, sample, seed_of
@@ -153,7 +154,7 @@ def test_lanes_are_true_to_every_kind_of_model(
     """Ids and log-probs of the lanes are those of one row at a time with the model's own cache."""
     model = of_kind(kind)
     config = SampleConfig(max_tokens=9, temperature=1.3)
-    monkeypatch.setattr(sample_module, "STATIC", ("cpu",) if static else ())
+    monkeypatch.setattr(flow_module, "STATIC", ("cpu",) if static else ())
     together = sample(model, requests(), config, NO_STOP)
     alone = slowly(model, requests(), config)
     for ours, theirs in zip(together, alone, strict=True):
@@ -215,7 +216,8 @@ def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) 
         tail = data.draw(st.lists(token, min_size=1, max_size=6))
         path = (*stem[:cut], *tail)
         nodes = data.draw(st.lists(st.integers(1, len(path)), min_size=1, max_size=3))
-        rows = tuple(Row(p, seed_of(i, p, k)) for p in nodes for k in range(3))
+        own = data.draw(st.sampled_from([None, 1, 4, 14]))
+        rows = tuple(Row(p, seed_of(i, p, k), own) for p in nodes for k in range(3))
         asked.append(Request(path, rows, data.draw(st.sampled_from([stem, ()]))))
     ends = {(i, r): data.draw(st.integers(1, 12)) for i, q in enumerate(asked) for r in range(9)}
     config = SampleConfig(max_tokens=10, temperature=0.7, top_p=1.0, rows_at_once=1)
@@ -241,7 +243,7 @@ def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) 
     counted: list[int] = []
     config = replace(config, rows_at_once=limit)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sample_module, "STATIC", ("cpu",) if static else ())
+        patch.setattr(flow_module, "STATIC", ("cpu",) if static else ())
         out = sample(model, asked, config, stop, done, counted.append, Kept(1e-3))
     assert out == approximately(alone)
     assert sum(counted) == sum(len(s.ids) for x in out for s in x)
@@ -271,6 +273,36 @@ def test_a_lane_is_computed_once_for_rows_that_agree(monkeypatch: pytest.MonkeyP
         done,
     )
     assert widths == [3, 2, 2, 2, 1, 1]  # the trunk, then steps
+
+
+def test_rows_come_in_as_others_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most ``rows_at_once`` at a time, and none waits for the last of those before it."""
+    model = tiny_llama()
+    widths: list[int] = []
+    before = lanes_module.step
+
+    def counting(model: Any, batches: Any, ids: Sequence[int], *rest: Any) -> torch.Tensor:
+        widths.append(len(ids))
+        return before(model, batches, ids, *rest)
+
+    monkeypatch.setattr(flow_module, "step", counting)
+    # Eight rows of three and of nine tokens by turns; the longer ones begin.
+    asked = [Request((i + 1, 5), (Row(2, i, 9 if i % 2 else 3),)) for i in range(8)]
+    out = sample(model, asked, SampleConfig(rows_at_once=4, top_p=1.0), NO_STOP)
+    assert [len(s.ids) for (s,) in out] == [3, 9] * 4
+    assert widths == [4] * 12
+    whole = sample(model, asked, SampleConfig(rows_at_once=99, top_p=1.0), NO_STOP)
+    assert out == approximately(whole)
+
+
+def test_a_row_has_a_bound_of_its_own() -> None:
+    model = tiny_llama(max_position_embeddings=16)
+    asked = [Request((1, 2), (Row(2, 5), Row(2, 5, 3), Row(1, 5, 7)))]
+    (out,) = sample(model, asked, SampleConfig(max_tokens=5), NO_STOP)
+    assert [len(s.ids) for s in out] == [5, 3, 7]
+    assert out[1].ids == out[0].ids[:3]
+    with pytest.raises(ModelError, match=r"2 tokens and up to 15 more .* 16"):
+        sample(model, [Request((1, 2), (Row(2, 5, 15),))], SampleConfig(max_tokens=5), NO_STOP)
 
 
 def test_a_stem_is_filled_once_while_there_is_memory() -> None:

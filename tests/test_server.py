@@ -137,6 +137,15 @@ def test_rows_that_begin_alike_are_sent_together() -> None:
     assert [i for i, _ in order] == [i for i in (1, 3, 0, 2) for _ in range(4)]
 
 
+@pytest.mark.parametrize("api", ["vllm", "sglang"])
+def test_a_row_has_a_bound_of_its_own(api: str) -> None:
+    rows = [Request((3, 1, 4), (Row(3, 5, 1), Row(3, 5)))]
+    with SamplingServer(POLICY) as server:
+        ((short, whole),) = ask(server, rows, api=api)
+    assert (short.ended, whole.ended) == ("length", "answer")
+    assert short.ids == whole.ids[:1]
+
+
 def test_the_end_of_an_answer_hangs_up() -> None:
     rows = [Request((3, 1, 4), (Row(3, 5),))]
     with SamplingServer(POLICY) as server:

@@ -39,15 +39,17 @@ class Answer:
 
 def sample_answers(
     policy: Policy,
-    tasks: Sequence[Task],
-    config: EvalConfig,
+    asked: Sequence[tuple[Task, EvalConfig]],
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> list[Answer]:
-    """``config.samples`` answers a task, in task order; each depends on (seed, task, number).
+) -> list[list[Answer]]:
+    """For each task ``samples`` answers of up to ``max_tokens`` tokens; the rest of what the
+    configurations say is the first one's. An answer depends on (seed, task, number).
     Raises :class:`TaskError` for a task with an empty prompt."""
+    if not asked:
+        return []
     requests = []
-    for task in tasks:
+    for task, config in asked:
         path = encode_path(policy, task)
         if not path.n_prompt:
             raise TaskError(
@@ -55,20 +57,26 @@ def sample_answers(
                 "nothing; begin its prompt with some text"
             )
         rows = tuple(
-            Row(path.n_prompt, seed_of("eval", seed, task.id, number))
+            Row(path.n_prompt, seed_of("eval", seed, task.id, number), config.max_tokens)
             for number in range(config.samples)
         )
         requests.append(Request(path.ids, rows, name=task.id))
 
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
-        return cut_answer(tasks[request], decode(policy, list(ids))).complete
+        return cut_answer(asked[request][0], decode(policy, list(ids))).complete
 
     draw = policy.sampler or partial(sample, policy.model)
-    drawn = draw(requests, config, policy.stop_ids, done, progress)
+    drawn = draw(requests, asked[0][1], policy.stop_ids, done, progress)
     return [
-        Answer(
-            task.id, number, cut_answer(task, decode(policy, one.ids)).text, len(one.ids), one.ended
-        )
-        for task, samples in zip(tasks, drawn, strict=True)
-        for number, one in enumerate(samples)
+        [
+            Answer(
+                task.id,
+                number,
+                cut_answer(task, decode(policy, one.ids)).text,
+                len(one.ids),
+                one.ended,
+            )
+            for number, one in enumerate(samples)
+        ]
+        for (task, _), samples in zip(asked, drawn, strict=True)
     ]

@@ -144,8 +144,9 @@ def _take_back(run: Run, now: dict[str, Any]) -> str:
 
 def _drop_halves(place: Path) -> None:
     """Remove half stages, whose groups may have been others."""
-    for part in place.glob("*.part"):
-        part.unlink()
+    for pattern in ("*.part", "*.sampled"):
+        for part in place.glob(pattern):
+            part.unlink()
 
 
 def _keep(run: Run, aside: Path, every: Sequence[str], same: Sequence[str]) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import glob
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treeplay.evaluate import Answer, sample_answers
 from treeplay.evaluations import asked_as
 from treeplay.metrics import Scored, scored_to_json
 from treeplay.policy.model import Policy
-from treeplay.run import batches, staged
+from treeplay.run import batches, read_jsonl, staged, write_jsonl
 from treeplay.tasks.select import Suite
 from treeplay.tasks.task import Task
 
@@ -20,12 +23,10 @@ if TYPE_CHECKING:
 def scored_answers(game: Game, policy: Policy, number: int) -> list[dict[str, Any]]:
     """Rows of ``eval/PLAYER.jsonl`` for ``policy``, the player of round ``number``."""
     player = game.player(number)
-    answers = [
-        (suite, sampled_answers(game, policy, player, suite, f"eval/{player}.{suite.name}.answers"))
-        for suite in game.suites
-    ]
+    files = {f"eval/{player}.{suite.name}.answers": suite for suite in game.suites}
+    answers = sampled_answers(game, policy, player, files)
     rows: list[dict[str, Any]] = []
-    for suite, sampled in answers:
+    for suite, sampled in zip(game.suites, answers, strict=True):
         by_id = {task.id: task for task in suite.tasks}
         items = [(by_id[answer.task], answer.text) for answer in sampled]
         with (
@@ -39,28 +40,65 @@ def scored_answers(game: Game, policy: Policy, number: int) -> list[dict[str, An
 
 
 def sampled_answers(
-    game: Game, policy: Policy, player: str, suite: Suite, file: str
-) -> list[Answer]:
-    """The answers of ``policy`` to a suite, kept in ``file`` of the run folder as they come."""
-    config = asked_as(game.config.eval, suite)
-    order = sorted(range(len(suite.tasks)), key=lambda i: len(suite.tasks[i].prompt))
-    groups = batches(order, [config.samples] * len(suite.tasks), config.rows_at_once)
+    game: Game, policy: Policy, player: str, files: Mapping[str, Suite]
+) -> list[list[Answer]]:
+    """The answers of ``policy`` to suites, each kept in a file of the run folder. Those that are
+    not there yet are sampled in one flow, so that no suite waits for the last answer of another."""
+    first = game.run.path(next(iter(files), "eval/none"))
+    for whole in first.parent.glob(f"{glob.escape(first.name)}.*.sampled"):
+        _hand_out(game, whole)  # killed before it came to that
+    left = {file: suite for file, suite in files.items() if not game.run.path(file).is_file()}
+    if left:
+        # Named after what is asked, which is less where some suites have answers.
+        which = hashlib.sha256("\n".join(left).encode()).hexdigest()[:8]
+        path = first.with_name(f"{first.name}.{which}.sampled")
+        _sample(game, policy, player, left, path)
+        _hand_out(game, path)
+    return [[Answer(**row) for row in read_jsonl(game.run.path(file))] for file in files]
+
+
+def _sample(
+    game: Game, policy: Policy, player: str, files: Mapping[str, Suite], path: Path
+) -> None:
+    """Keep in ``path`` the answers to all tasks of the suites, in no order."""
+    asked = [
+        (file, number, task, asked_as(game.config.eval, suite))
+        for file, suite in files.items()
+        for number, task in enumerate(suite.tasks)
+    ]
+    order = sorted(range(len(asked)), key=lambda i: len(asked[i][2].prompt))
+    samples = [config.samples for *_, config in asked]
+    groups = batches(order, samples, game.config.eval.rows_at_once)
+    name = next(iter(files.values())).name if len(files) == 1 else f"{len(files)} suites"
     with (
         game.run.timed(f"{player} eval sample"),
-        game.reporter.stage(f"{player} sample {suite.name}", len(suite.tasks)) as meter,
+        game.reporter.stage(f"{player} sample {name}", len(asked)) as meter,
     ):
 
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
-            tasks = [suite.tasks[i] for i in group]
-            made = sample_answers(policy, tasks, config, game.config.seed, meter.tokens)
-            by_id = {task.id: task for task in tasks}
-            game.judge.judge_ahead([(by_id[answer.task], answer.text) for answer in made])
-            return [vars(answer) for answer in made]
+            tasks = [asked[i][2:] for i in group]
+            made = sample_answers(policy, tasks, game.config.seed, meter.tokens)
+            pairs = [(task, a) for (task, _), found in zip(tasks, made, strict=True) for a in found]
+            game.judge.judge_ahead([(task, answer.text) for task, answer in pairs])
+            return [
+                {"file": asked[i][0], "place": asked[i][1]} | vars(answer)
+                for i, found in zip(group, made, strict=True)
+                for answer in found
+            ]
 
-        rows = staged(game.run.path(file), groups, work, meter.advance)
-    place = {task.id: i for i, task in enumerate(suite.tasks)}
-    rows.sort(key=lambda row: (place[row["task"]], row["sample"]))
-    return [Answer(**row) for row in rows]
+        staged(path, groups, work, meter.advance)
+
+
+def _hand_out(game: Game, path: Path) -> None:
+    """Write what a finished flow holds to the files of its suites, in the order of their tasks."""
+    own: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(read_jsonl(path), key=lambda row: (row["place"], row["sample"])):
+        own.setdefault(row.pop("file"), []).append(row)
+        del row["place"]
+    for file, rows in own.items():
+        write_jsonl(game.run.path(file), rows)
+    path.with_name(f"{path.name}.part").unlink(missing_ok=True)
+    path.unlink()
 
 
 def _scored(

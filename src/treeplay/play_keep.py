@@ -115,7 +115,7 @@ def _mark_of(game: Game, policy: Policy, file: str, epoch: int, base: Mark | Non
         return mark_from_json(read_json(path))
     suite = _held(game)
     player = "base" if base is None else file.replace("/held/", " ")
-    answers = sampled_answers(game, policy, player, suite, f"{file}.answers")
+    (answers,) = sampled_answers(game, policy, player, {f"{file}.answers": suite})
     by_id = {task.id: task for task in suite.tasks}
     items = [(by_id[answer.task], answer.text) for answer in answers]
     with (

@@ -36,6 +36,9 @@ from treeplay.hold import Hold, hold
 
 Item = TypeVar("Item")
 LIBRARIES = ("treeplay", "torch", "transformers", "peft", "accelerate", "ast-grep-py", "bandit")
+# A stage's group has so many times the rows that are sampled at once, which come in as others end.
+# A group is what an interruption costs; with larger ones, fewer last rows are without company.
+FLOW = 4
 # What a run writes before its first result.
 AT_THE_START = ("manifest.json", "tasks.jsonl", "timings.json")
 
@@ -219,12 +222,13 @@ def staged(
     return rows
 
 
-def batches(order: Sequence[int], rows: Sequence[int], limit: int) -> list[list[int]]:
-    """Groups of indices, in order, with at most ``limit`` rows together where possible."""
+def batches(order: Sequence[int], rows: Sequence[int], rows_at_once: int) -> list[list[int]]:
+    """Groups of indices, in order, for a stage that samples ``rows``: at most ``FLOW`` times
+    ``rows_at_once`` together where possible."""
     groups: list[list[int]] = []
     used = 0
     for i in order:
-        if not groups or used + rows[i] > limit:
+        if not groups or used + rows[i] > FLOW * rows_at_once:
             groups.append([])
             used = 0
         groups[-1].append(i)

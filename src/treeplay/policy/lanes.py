@@ -196,7 +196,10 @@ class Trunk:
 
 
 class Lanes:
-    """The lanes of a batch with their strips. A lane is a number from 0 to ``count`` - 1."""
+    """The lanes of a batch with their strips. A lane is a number from 0 to ``count`` - 1.
+
+    :func:`step` has the lanes of one batch or more read a token each.
+    """
 
     def __init__(self, trunks: Sequence[Trunk], starts: Sequence[tuple[int, int]]) -> None:
         """``starts``: (trunk, point) of each lane."""
@@ -212,20 +215,12 @@ class Lanes:
     def count(self) -> int:
         return len(self.starts)
 
-    def step(self, model: Any, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
-        """Every lane reads one token more. Returns the logits behind it, (L, V)."""
-        device = next(iter(model.parameters())).device
+    def begin(self, device: torch.device) -> None:
+        """Make ready for a pass of the model in which every lane reads one token more."""
         if not self._arranged:
             self._arrange(device)
         self._layer = 0
-        logits = forward(
-            model,
-            self,
-            torch.tensor([list(ids)], device=device),
-            torch.tensor([list(positions)], device=device),
-        )[0]
         self.length += 1
-        return logits
 
     @torch.inference_mode()
     def change(self, keep: Sequence[int]) -> None:
@@ -267,7 +262,7 @@ class Lanes:
 
     def _own(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> Layer:
         """This layer's strips (L, K, T, D) with the new token written."""
-        layer, end = self._layer, self.length + 1
+        layer, end = self._layer, self.length
         self._layer += 1
         strips = self._strips
         if strips is None or end > strips.shape[4]:
@@ -275,7 +270,7 @@ class Lanes:
             heads, width = key.shape[1], key.shape[3]
             wider = key.new_empty(layers, 2, self._room, heads, max(16, 2 * end), width)
             if strips is not None:
-                wider[..., : self.length, :] = strips[..., : self.length, :]
+                wider[..., : end - 1, :] = strips[..., : end - 1, :]
             self._strips = strips = wider
         own = strips[layer, :, : self.count, :, :end]
         own[0, :, :, -1] = key[0].transpose(0, 1)
@@ -309,6 +304,42 @@ class Lanes:
         own_out = share_KGLT.permute(2, 0, 1, 3) @ own_value
         read = (own_out + out.permute(2, 0, 1, 3)).reshape(1, count, heads, width)
         return read.to(query.dtype)
+
+
+class _Abreast:
+    """The attention of several batches, whose lanes stand one behind the other."""
+
+    def __init__(self, batches: Sequence[Lanes]) -> None:
+        self._batches = batches
+
+    def attend(
+        self,
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        scaling: float,
+    ) -> torch.Tensor:
+        counts = [batch.count for batch in self._batches]
+        split = (whole.split_with_sizes(counts, dim=2) for whole in (query, key, value))
+        parts = zip(self._batches, *split, strict=True)
+        return torch.cat([one.attend(module, q, k, v, scaling) for one, q, k, v in parts], dim=1)
+
+
+def step(
+    model: Any, batches: Sequence[Lanes], ids: Sequence[int], positions: Sequence[int]
+) -> torch.Tensor:
+    """Every lane of ``batches``, in their order, reads one token more, all in one pass of the
+    model. Returns the logits behind it, (L, V)."""
+    device = next(iter(model.parameters())).device
+    for batch in batches:
+        batch.begin(device)
+    return forward(
+        model,
+        batches[0] if len(batches) == 1 else _Abreast(batches),
+        torch.tensor([list(ids)], device=device),
+        torch.tensor([list(positions)], device=device),
+    )[0]
 
 
 def _read(

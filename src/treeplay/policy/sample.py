@@ -3,10 +3,10 @@
 A request is one token path and rows that leave it at given positions. The path's keys and values
 are computed once. Rows that have sampled the same tokens behind the same node so far are one *lane*
 of the batch (see :mod:`treeplay.policy.lanes`); where they part, the lane forks, and where they
-end, it leaves the batch. A row's randomness is its own (one seed a row, see
-:mod:`treeplay.policy.draw`), so what it samples does not depend on its neighbours, up to rounding
-in the model's arithmetic: a batch of another shape moves float32 logits by some 1e-5, and changes a
-token only where two were within that of each other.
+end, it leaves the batch and others come in (:mod:`treeplay.policy.flow`). A row's randomness is its
+own (one seed a row, see :mod:`treeplay.policy.draw`), so what it samples does not depend on its
+neighbours, up to rounding in the model's arithmetic: a batch of another shape moves float32 logits
+by some 1e-5, and changes a token only where two were within that of each other.
 """
 
 from __future__ import annotations
@@ -14,26 +14,21 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
 
-import torch
-
 from treeplay.errors import ModelError
 from treeplay.policy.attention import why_not_packable
-from treeplay.policy.draw import draw
-from treeplay.policy.lanes import Lanes, Trunk, Unexchangeable
+from treeplay.policy.flow import How, Live, flow, one_by_one
+from treeplay.policy.lanes import Unexchangeable
 from treeplay.policy.matmul import quicken
-from treeplay.policy.prefix import base_of, prefix_cache, prefix_length
-from treeplay.policy.static import StaticLanes
-from treeplay.policy.trunks import Kept, Request, Row, prefill
+from treeplay.policy.prefix import prefix_length
+from treeplay.policy.trunks import Kept, Request, Row
 
 __all__ = ["Request", "Row", "Sample", "SampleConfig", "Sampler", "sample", "seed_of"]
 
 Ended = Literal["answer", "eos", "length"]
-# Kinds of devices that are faster with fixed shapes.
-STATIC = ("cuda",)
 
 
 @dataclass(frozen=True)
@@ -98,34 +93,43 @@ def sample(
     """
     _check(model, requests, config)
     quicken(model)
-    reason = why_not_packable(model)
-    out: list[list[Sample]] = [[] for _ in requests]
-    # Alike shapes go together, so that lanes end together; a stem's requests stay together.
+    how = How(config, stop_ids, done, progress, requests)
+    rows = [
+        [Live(i, number, row, most(row, config)) for number, row in enumerate(request.rows)]
+        for i, request in enumerate(requests)
+    ]
+    # Those that may become long first, so that the last ones have company. Alike shapes go
+    # together, and a stem's requests stay together.
     order = sorted(
         (i for i in range(len(requests)) if requests[i].rows),
-        key=lambda i: (len(requests[i].stem or requests[i].path), requests[i].stem, i),
+        key=lambda i: (
+            -max(row.most for row in rows[i]),
+            len(requests[i].stem or requests[i].path),
+            requests[i].stem,
+            i,
+        ),
     )
-    kept = kept or Kept(256)
-    for chunk in _chunks(order, requests, config.rows_at_once):
-        rows = [
-            [_Live(i, number, row) for number, row in enumerate(requests[i].rows)] for i in chunk
-        ]
-        how = _How(config, stop_ids, done, progress, requests)
-        if not reason:
-            try:
-                _together(model, [requests[i] for i in chunk], rows, how, kept)
-            except Unexchangeable as error:
-                reason = str(error)
-        if reason:
-            _tell(model, reason)
-            for request_rows in rows:
-                for live in request_rows:
-                    one_by_one(model, live, how)
-        for i, request_rows in zip(chunk, rows, strict=True):
-            out[i] = [
-                Sample(tuple(r.ids), tuple(r.logps), r.ended or "length") for r in request_rows
-            ]
-    return out
+    reason = why_not_packable(model)
+    if not reason:
+        units = _units(order, requests, config.rows_at_once)
+        try:
+            flow(model, units, rows, how, kept or Kept(256), config.rows_at_once)
+        except Unexchangeable as error:  # before the first token
+            reason = str(error)
+    if reason:
+        _tell(model, reason)
+        for i in order:
+            for live in rows[i]:
+                one_by_one(model, live, how)
+    return [
+        [Sample(tuple(r.ids), tuple(r.logps), r.ended or "length") for r in request_rows]
+        for request_rows in rows
+    ]
+
+
+def most(row: Row, config: SampleConfig) -> int:
+    """How many tokens ``row`` may have."""
+    return config.max_tokens if row.max_tokens is None else row.max_tokens
 
 
 # Models that somebody was told are sampled slowly.
@@ -152,171 +156,26 @@ def _check(model: Any, requests: Sequence[Request], config: SampleConfig) -> Non
     for request in requests:
         if any(not 1 <= row.position <= len(request.path) for row in request.rows):
             raise ValueError("a row must leave its path behind at least one token")
-        need = max((row.position for row in request.rows), default=0) + config.max_tokens
-        if longest and need > longest:
-            raise ModelError(
-                f"{_named(request)}{need - config.max_tokens} tokens and up to {config.max_tokens} "
-                f"more do not fit into the model's context of {longest}; shorten the task or lower "
-                "max_tokens"
-            )
+        for row in request.rows:
+            more = most(row, config)
+            if longest and row.position + more > longest:
+                named = f"task {request.name!r}: " if request.name else ""
+                raise ModelError(
+                    f"{named}{row.position} tokens and up to {more} more do not fit into the "
+                    f"model's context of {longest}; shorten the task or lower max_tokens"
+                )
 
 
-def _named(request: Request) -> str:
-    return f"task {request.name!r}: " if request.name else ""
-
-
-def _chunks(order: list[int], requests: Sequence[Request], limit: int) -> list[list[int]]:
-    chunks: list[list[int]] = []
-    rows = 0
+def _units(order: Sequence[int], requests: Sequence[Request], limit: int) -> list[list[int]]:
+    """What comes in together: requests of one stem, as many as have no more than ``limit`` rows."""
+    units: list[list[int]] = []
+    used = 0
     for i in order:
-        count = len(requests[i].rows)
-        if not chunks or rows + count > limit:
-            chunks.append([])
-            rows = 0
-        chunks[-1].append(i)
-        rows += count
-    return chunks
-
-
-@dataclass(frozen=True)
-class _How:
-    """What ends a row, and whom to tell."""
-
-    config: SampleConfig
-    stop_ids: frozenset[int]
-    done: Done | None
-    progress: Callable[[int], None] | None
-    requests: Sequence[Request]
-
-
-class _Live:
-    """A row while it is being sampled."""
-
-    def __init__(self, request: int, number: int, row: Row) -> None:
-        self.request, self.number, self.row = request, number, row
-        self.ids: list[int] = []
-        self.logps: list[float] = []
-        self.ended: Ended | None = None
-
-    def take(self, token: int, logp: float, how: _How) -> None:
-        if logp != logp:
-            raise ModelError(
-                f"{_named(how.requests[self.request])}the model's predictions are not numbers "
-                f"(NaN) after {self.row.position + len(self.ids)} tokens; use "
-                "model.dtype=float32, or an adapter that has not diverged"
-            )
-        self.ids.append(token)
-        self.logps.append(logp)
-        if token in how.stop_ids:
-            self.ended = "eos"
-        elif how.done is not None and how.done(self.request, self.number, self.ids):
-            self.ended = "answer"
-        elif len(self.ids) >= how.config.max_tokens:
-            self.ended = "length"
-
-
-@dataclass
-class _Lane:
-    """Rows that have sampled the same so far; the next token to read, and where it stands."""
-
-    rows: list[_Live]
-    token: int
-    position: int
-    place: tuple[int, int] = field(default=(0, 0))
-
-
-def _together(
-    model: Any, requests: list[Request], rows: list[list[_Live]], how: _How, kept: Kept
-) -> None:
-    """Sample all rows to their ends."""
-    trunks, places = prefill(model, requests, kept)
-    first: dict[tuple[int, int], _Lane] = {}
-    for request, live, at in zip(requests, rows, places, strict=True):
-        for row, place in zip(live, at, strict=True):
-            position = row.row.position
-            if place not in first:
-                first[place] = _Lane([], request.path[position - 1], position - 1, place)
-            first[place].rows.append(row)
-    lanes = list(first.values())
-    batch = _lanes(model, trunks, lanes, how.config.max_tokens)
-    del trunks  # the batch may hold them in other numbers
-    while lanes:
-        logits_LV = batch.step(
-            model, [lane.token for lane in lanes], [lane.position for lane in lanes]
-        )
-        drawing = [(number, row) for number, lane in enumerate(lanes) for row in lane.rows]
-        tokens, logps = draw(
-            logits_LV,
-            [(row.row.seed, len(row.ids)) for _, row in drawing],
-            how.config.temperature,
-            how.config.top_p,
-            [number for number, _ in drawing],
-        )
-        for (_, row), token, logp in zip(drawing, tokens, logps, strict=True):
-            row.take(token, logp, how)
-        if how.progress:
-            how.progress(len(drawing))
-        lanes, keep = _forked(lanes)
-        batch.change(keep)
-
-
-def _lanes(model: Any, trunks: list[Trunk], lanes: list[_Lane], tokens: int) -> Lanes | StaticLanes:
-    starts = [lane.place for lane in lanes]
-    device = next(iter(model.parameters())).device
-    if device.type not in STATIC:
-        return Lanes(trunks, starts)
-    rows = [0] * len(trunks)
-    for lane in lanes:
-        rows[lane.place[0]] += len(lane.rows)
-    return StaticLanes(trunks, starts, rows, tokens, device)
-
-
-def _forked(lanes: list[_Lane]) -> tuple[list[_Lane], list[int]]:
-    """The lanes of the next step, and which lane of this one each goes on from."""
-    stay: dict[int, _Lane] = {}
-    new: list[tuple[_Lane, int]] = []
-    for number, lane in enumerate(lanes):
-        parted: dict[int, list[_Live]] = {}
-        for row in lane.rows:
-            if row.ended is None:
-                parted.setdefault(row.ids[-1], []).append(row)
-        for token, rows in parted.items():
-            after = _Lane(rows, token, lane.position + 1, lane.place)
-            if number in stay:
-                new.append((after, number))
-            else:
-                stay[number] = after
-    # Nothing moves but what must: into the places of the lanes that ended, or behind all.
-    count = len(stay) + len(new)
-    new += [(stay.pop(number), number) for number in sorted(stay) if number >= count]
-    free = (place for place in range(count) if place not in stay)
-    keep = list(range(count))
-    for place, (lane, source) in zip(free, new, strict=True):
-        stay[place], keep[place] = lane, source
-    return [stay[place] for place in range(count)], keep
-
-
-@torch.inference_mode()
-def one_by_one(model: Any, live: _Live, how: _How) -> None:
-    """Sample one row as any other program would, with the model's own cache."""
-    device = next(iter(model.parameters())).device
-    past, model = prefix_cache(model), base_of(model)
-    ids = list(how.requests[live.request].path[: live.row.position])
-    while live.ended is None:
-        seen = model(
-            input_ids=torch.tensor([ids], device=device),
-            past_key_values=past,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        past = seen.past_key_values
-        (token,), (logp,) = draw(
-            seen.logits[:, -1],
-            [(live.row.seed, len(live.ids))],
-            how.config.temperature,
-            how.config.top_p,
-        )
-        live.take(token, logp, how)
-        ids = [token]
-        if how.progress:
-            how.progress(1)
+        stem, count = requests[i].stem, len(requests[i].rows)
+        same = stem and units and requests[units[-1][0]].stem == stem
+        if not same or used + count > limit:
+            units.append([])
+            used = 0
+        units[-1].append(i)
+        used += count
+    return units

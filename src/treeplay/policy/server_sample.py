@@ -10,9 +10,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import replace
 
 from treeplay.endpoint import Endpoint
-from treeplay.policy.sample import Done, Request, Sample, SampleConfig
+from treeplay.policy.sample import Done, Request, Sample, SampleConfig, most
 from treeplay.policy.server_config import ServerConfig
 from treeplay.policy.server_wire import FORMS, read_row
 
@@ -53,6 +54,7 @@ def sample_on_server(
     def one(i: int, r: int) -> Sample:
         row = requests[i].rows[r]
         prompt = requests[i].path[: row.position]
+        how = replace(config, max_tokens=most(row, config))
 
         def ended(ids: Sequence[int]) -> bool:
             go_on()
@@ -60,9 +62,9 @@ def sample_on_server(
                 return done is not None and done(i, r, ids)
 
         def read(pieces: Iterator[bytes]) -> Sample:
-            return read_row(pieces, form, prompt, config, stop_ids, width, ended)
+            return read_row(pieces, form, prompt, how, stop_ids, width, ended)
 
-        body = form.body(server, model, prompt, row, config, stop_ids)
+        body = form.body(server, model, prompt, row, how, stop_ids)
         made = endpoint.ask(form.path, body, read, sent=go_on)
         if progress:
             with lock:

@@ -23,10 +23,12 @@ TOKENS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class Row:
-    """Sample once behind ``path[:position]`` with its own ``seed``."""
+    """Sample once behind ``path[:position]`` with its own ``seed``, and up to ``max_tokens`` tokens
+    where that is not the configuration's."""
 
     position: int
     seed: int
+    max_tokens: int | None = None
 
 
 @dataclass(frozen=True)
