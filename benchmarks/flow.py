@@ -73,8 +73,9 @@ def suites(quick: bool) -> list[Asked]:
 
 
 def in_groups(policy: Policy, asked: Asked, flow: int, seed: int) -> list[Answer]:
+    """Answers sampled in groups of up to ``flow`` times ``ROWS_AT_ONCE`` rows."""
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].prompt))
-    rows = [config.samples * FLOW for _, config in asked]
+    rows = [config.samples * FLOW for _, config in asked]  # which is what a group is counted in
     return [
         answer
         for group in batches(order, rows, ROWS_AT_ONCE * flow)

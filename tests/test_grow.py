@@ -18,7 +18,7 @@ from treeplay.errors import TaskError
 from treeplay.grow import GrowConfig, deepen, grow, line_offset, missing, plant, wilson
 from treeplay.nodes import NodeConfig
 from treeplay.policy.model import Policy, decode
-from treeplay.policy.sample import Done, Request, Sample, SampleConfig
+from treeplay.policy.sample import Done, Request, Sample, SampleConfig, Told
 from treeplay.policy.score import plain_logps
 from treeplay.policy.trunks import Kept
 from treeplay.tasks.task import make_task
@@ -81,10 +81,15 @@ def test_another_seed_grows_another_tree() -> None:
     assert one.nodes == two.nodes
 
 
-def test_progress_counts_tokens() -> None:
-    counts: list[int] = []
-    (tree,) = grow(POLICY, [TASK], planted(TASK), CONFIG, 0, counts.append)
-    assert sum(counts) == sum(len(b.ids) for b in tree.branches)
+def test_progress_counts_tokens_and_trees() -> None:
+    counts: list[tuple[int, int]] = []
+    trees = grow(
+        POLICY, [TASK, OTHER], planted(TASK, OTHER), CONFIG, 0, lambda *told: counts.append(told)
+    )
+    tokens, finished = zip(*counts, strict=True)
+    assert sum(tokens) == sum(len(b.ids) for tree in trees for b in tree.branches)
+    assert sum(finished) == 2
+    assert max(finished[:-1]) <= finished[-1]
 
 
 def test_a_grown_tree_keeps_through_json() -> None:
@@ -108,7 +113,7 @@ def writes(*texts: str, asked: list[Request] | None = None) -> Sampler:
         config: SampleConfig,
         stop_ids: frozenset[int],
         done: Callable[[int, int, Sequence[int]], bool],
-        progress: Any,
+        told: Any,
         kept: Kept | None,
     ) -> list[list[Sample]]:
         left = iter(texts)
@@ -443,6 +448,6 @@ def closes_at_once(
     config: SampleConfig,
     stop_ids: frozenset[int],
     done: Done | None = None,
-    progress: Callable[[int], None] | None = None,
+    told: Told | None = None,
 ) -> list[list[Sample]]:
     return [[Sample((0,), (-1.0,), "eos") for _ in request.rows] for request in requests]

@@ -241,12 +241,19 @@ def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) 
     ]
     limit = data.draw(st.integers(1, 40))
     counted: list[int] = []
+    whole: list[int] = []
+
+    def told(tokens: int, ended: Sequence[int]) -> None:
+        counted.append(tokens)
+        whole.extend(ended)
+
     config = replace(config, rows_at_once=limit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flow_module, "STATIC", ("cpu",) if static else ())
-        out = sample(model, asked, config, stop, done, counted.append, Kept(1e-3))
+        out = sample(model, asked, config, stop, done, told, Kept(1e-3))
     assert out == approximately(alone)
     assert sum(counted) == sum(len(s.ids) for x in out for s in x)
+    assert sorted(whole) == list(range(len(asked)))
 
 
 def test_a_lane_is_computed_once_for_rows_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:

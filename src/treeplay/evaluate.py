@@ -41,11 +41,12 @@ def sample_answers(
     policy: Policy,
     asked: Sequence[tuple[Task, EvalConfig]],
     seed: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> list[list[Answer]]:
     """For each task ``samples`` answers of up to ``max_tokens`` tokens; the rest of what the
-    configurations say is the first one's. An answer depends on (seed, task, number).
-    Raises :class:`TaskError` for a task with an empty prompt."""
+    configurations say is the first one's. An answer depends on (seed, task, number). ``progress``
+    gets the tokens and the tasks finished since its last call. Raises :class:`TaskError` for a task
+    with an empty prompt."""
     if not asked:
         return []
     requests = []
@@ -65,8 +66,12 @@ def sample_answers(
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return cut_answer(asked[request][0], decode(policy, list(ids))).complete
 
+    def told(tokens: int, whole: Sequence[int]) -> None:
+        if progress:
+            progress(tokens, len(whole))
+
     draw = policy.sampler or partial(sample, policy.model)
-    drawn = draw(requests, asked[0][1], policy.stop_ids, done, progress)
+    drawn = draw(requests, asked[0][1], policy.stop_ids, done, told)
     return [
         [
             Answer(

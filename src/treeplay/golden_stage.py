@@ -136,13 +136,13 @@ def _sampled(
 
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
             asked = [tasks[i] for i in group]
-            made = grow(policy, asked, [trees[i] for i in group], config, seed, meter.tokens)
+            made = grow(policy, asked, [trees[i] for i in group], config, seed, meter.sampled)
             game.judge.judge_ahead(
                 [(t, b.answer) for t, tree in zip(asked, made, strict=True) for b in tree.branches]
             )
             return [tree_to_json(tree) for tree in made]
 
-        rows = staged(path, groups, work, meter.advance)
+        rows = staged(path, groups, work, meter.reach)
     by_task = {row["task"]: tree_from_json(row) for row in rows}
     return [by_task[tree.task] for tree in trees]
 

@@ -108,7 +108,7 @@ def grow(
     trees: Sequence[Tree],
     config: GrowConfig,
     seed: int,
-    progress: Callable[[int], None] | None = None,
+    progress: Callable[[int, int], None] | None = None,
     kept: Kept | None = None,
     mine: Callable[[str, int, int], bool] | None = None,
 ) -> list[Tree]:
@@ -117,8 +117,9 @@ def grow(
     A branch's randomness depends on (seed, task, node, its number there) alone, so branches
     sampled in waves are the first of those that are sampled at once. ``kept`` keeps golden paths'
     keys and values from call to call. ``mine(task, node, number)`` says which branches are sampled
-    here, of those that are missing (all, where it is not given). Raises :class:`TaskError` for a
-    node before the first token.
+    here, of those that are missing (all, where it is not given). ``progress`` gets the tokens and
+    the trees finished since its last call. Raises :class:`TaskError` for a node before the first
+    token.
     """
     targets: list[tuple[int, Node, int]] = []  # (tree, node, number), in row order
     requests: list[Request] = []
@@ -158,8 +159,16 @@ def grow(
         text = _before(trees[t], node) + decode(policy, list(ids))
         return cut_answer(_scope(tasks[t], trees[t], node, config.completion), text).complete
 
+    left = Counter(targets[0][0] for targets in row_targets)
+
+    def told(tokens: int, whole: Sequence[int]) -> None:
+        trees_of = Counter(row_targets[request][0][0] for request in whole)
+        left.subtract(trees_of)
+        if progress:
+            progress(tokens, sum(not left[t] for t in trees_of))
+
     draw = policy.sampler or partial(sample, policy.model, kept=kept)
-    samples = draw(requests, config, policy.stop_ids, done, progress)
+    samples = draw(requests, config, policy.stop_ids, done, told)
     new: list[list[Branch]] = [[] for _ in trees]
     for request_targets, request_samples in zip(row_targets, samples, strict=True):
         for (t, node, _), one in zip(request_targets, request_samples, strict=True):

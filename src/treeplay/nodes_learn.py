@@ -130,7 +130,7 @@ def _annotate(
             rows = zip(group, said, strict=True)
             return [{"task": tasks[i].id, **annotation_to_json(one)} for i, one in rows]
 
-        rows = staged(game.run.path(player, "annotated.jsonl"), groups, work, meter.advance)
+        rows = staged(game.run.path(player, "annotated.jsonl"), groups, work, meter.reach)
     by_task = {row["task"]: annotation_from_json(row) for row in rows}
     dropped: Counter[str] = Counter()
     lines = failed = 0
@@ -236,12 +236,12 @@ def _level(
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
             asked = [own[i] for i in group]
             some = [trees[i] for i in group]
-            made = grow(policy, asked, some, config, seed, meter.tokens, kept)
+            made = grow(policy, asked, some, config, seed, meter.sampled, kept)
             game.judge.judge_ahead(_unjudged(asked, made))
             return [tree_to_json(tree) for tree in made]
 
         path = game.run.path(player, f"probing-{level}.jsonl")
-        sampled = staged(path, batches(order, rows, config.rows_at_once), work, meter.advance)
+        sampled = staged(path, batches(order, rows, config.rows_at_once), work, meter.reach)
     by_task = {row["task"]: tree_from_json(row) for row in sampled}
     grown = [by_task[tree.task] for tree in trees]
     items = _unjudged(own, grown)

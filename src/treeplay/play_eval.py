@@ -77,7 +77,7 @@ def _sample(
 
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
             tasks = [asked[i][2:] for i in group]
-            made = sample_answers(policy, tasks, game.config.seed, meter.tokens)
+            made = sample_answers(policy, tasks, game.config.seed, meter.sampled)
             pairs = [(task, a) for (task, _), found in zip(tasks, made, strict=True) for a in found]
             game.judge.judge_ahead([(task, answer.text) for task, answer in pairs])
             return [
@@ -86,7 +86,7 @@ def _sample(
                 for answer in found
             ]
 
-        staged(path, groups, work, meter.advance)
+        staged(path, groups, work, meter.reach)
 
 
 def _hand_out(game: Game, path: Path) -> None:

@@ -144,7 +144,7 @@ def _grow_share(
                 [trees[i] for i in group],
                 config,
                 seed,
-                meter.tokens,
+                meter.sampled,
                 opponents.kept(opponent),
                 mine,
             )
@@ -160,7 +160,7 @@ def _grow_share(
                 )
             return [tree_to_json(tree) for tree in grown]
 
-        rows = staged(path, groups, work, meter.advance)
+        rows = staged(path, groups, work, meter.reach)
     by_task = {row["task"]: tree_from_json(row) for row in rows}
     return [by_task[tree.task] for tree in trees]
 

@@ -45,6 +45,11 @@ class Meter:
         if self._progress is not None:
             self._progress.update(self._task, note=self.rate())  # type: ignore[arg-type]
 
+    def sampled(self, tokens: int, items: int) -> None:
+        """So many tokens more, which finished so many items."""
+        self.tokens(tokens)
+        self.advance(items)
+
     def note(self, text: str) -> None:
         if self._progress is not None:
             self._progress.update(self._task, note=text)  # type: ignore[arg-type]

@@ -199,16 +199,17 @@ def staged(
     """Run ``work`` over groups and keep the rows it returns in the JSONL file ``path``.
 
     A group's rows are appended together, then a line that closes the group. Where ``path`` is
-    there, it is read and nothing is done. ``progress`` gets the number of items finished.
+    there, it is read and nothing is done. ``progress`` gets the number of all items that are
+    finished, group by group.
     """
     part = path.with_name(path.name + ".part")
     if path.is_file():
         part.unlink(missing_ok=True)  # killed between the two last steps below
-        progress(sum(len(group) for group in groups))
+        progress(sum(map(len, groups)))
         return read_jsonl(path)
     rows, finished = _read_part(part)
     _write_part(part, rows, finished)
-    progress(sum(len(group) for group in groups[:finished]))
+    progress(sum(map(len, groups[:finished])))
     with part.open("a", encoding="utf-8") as handle:
         for number in range(finished, len(groups)):
             made = work(groups[number])
@@ -216,7 +217,7 @@ def staged(
             handle.write("".join(line + "\n" for line in [*lines, f'{{"group": {number}}}']))
             handle.flush()
             rows += made
-            progress(len(groups[number]))
+            progress(sum(map(len, groups[: number + 1])))
     write_jsonl(path, rows)
     part.unlink()
     return rows

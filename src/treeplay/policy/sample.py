@@ -53,6 +53,8 @@ class Sample:
 
 # done(request index, row index, ids so far) -> the answer's end has been seen
 Done = Callable[[int, int, Sequence[int]], bool]
+# told(tokens sampled, indices of requests whose last row has ended), both since the last call
+Told = Callable[[int, Sequence[int]], None]
 
 
 class Sampler(Protocol):
@@ -64,7 +66,7 @@ class Sampler(Protocol):
         config: SampleConfig,
         stop_ids: frozenset[int],
         done: Done | None = None,
-        progress: Callable[[int], None] | None = None,
+        told: Told | None = None,
     ) -> list[list[Sample]]: ...
 
 
@@ -80,20 +82,19 @@ def sample(
     config: SampleConfig,
     stop_ids: frozenset[int],
     done: Done | None = None,
-    progress: Callable[[int], None] | None = None,
+    told: Told | None = None,
     kept: Kept | None = None,
 ) -> list[list[Sample]]:
     """One list of samples a request, one sample a row, in order.
 
-    ``progress`` is called with the number of tokens sampled since its last call; ``kept`` keeps
-    stems from one call to the next. A model that cannot decode rows together decodes them one by
-    one, with a warning. Raises :class:`ModelError` for a path longer than the model's context and
-    for logits that are no numbers, and ``ValueError`` for a row whose position is not within
-    1..len(path).
+    ``told`` hears of what is finished; ``kept`` keeps stems from one call to the next. A model that
+    cannot decode rows together decodes them one by one, with a warning. Raises :class:`ModelError`
+    for a path longer than the model's context and for logits that are no numbers, and
+    ``ValueError`` for a row whose position is not within 1..len(path).
     """
     _check(model, requests, config)
     quicken(model)
-    how = How(config, stop_ids, done, progress, requests)
+    how = How(config, stop_ids, done, told, requests, [len(request.rows) for request in requests])
     rows = [
         [Live(i, number, row, most(row, config)) for number, row in enumerate(request.rows)]
         for i, request in enumerate(requests)

@@ -21,7 +21,7 @@ import torch
 from treeplay.endpoint import INSTALL, Again, Endpoint, Refused, installed, read_key, stays_here
 from treeplay.errors import ModelError
 from treeplay.policy.model import ModelConfig, Policy, adapter_digest
-from treeplay.policy.sample import Done, Request, Row, Sample, SampleConfig, Sampler
+from treeplay.policy.sample import Done, Request, Row, Sample, SampleConfig, Sampler, Told
 from treeplay.policy.server_config import SECTION, ServerConfig, check_server
 from treeplay.policy.server_sample import sample_on_server
 from treeplay.policy.server_wire import FORMS
@@ -97,7 +97,7 @@ class Server:
             config: SampleConfig,
             stop_ids: frozenset[int],
             done: Done | None = None,
-            progress: Callable[[int], None] | None = None,
+            told: Told | None = None,
         ) -> list[list[Sample]]:
             if adapter:  # asked for every time: a server may have been started anew
                 self._load(adapter, name)
@@ -114,7 +114,7 @@ class Server:
                     config,
                     stop_ids,
                     done,
-                    progress,
+                    told,
                 )
 
         return draw

@@ -8,12 +8,12 @@ begin alike too: a server with a prefix cache computes what they share once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import replace
 
 from treeplay.endpoint import Endpoint
-from treeplay.policy.sample import Done, Request, Sample, SampleConfig, most
+from treeplay.policy.sample import Done, Request, Sample, SampleConfig, Told, most
 from treeplay.policy.server_config import ServerConfig
 from treeplay.policy.server_wire import FORMS, read_row
 
@@ -31,12 +31,12 @@ def sample_on_server(
     config: SampleConfig,
     stop_ids: frozenset[int],
     done: Done | None = None,
-    progress: Callable[[int], None] | None = None,
+    told: Told | None = None,
 ) -> list[list[Sample]]:
     """One list of samples a request from the served ``model``, one sample a row, in order, without
     log-probs. ``width``: how many token ids the model has.
 
-    ``progress`` is called with the number of tokens of each finished row.
+    ``told`` hears of each finished row.
     Raises :class:`treeplay.endpoint.Refused` where a row cannot be had, and ``ValueError`` for a
     row whose position is not within 1..len(path).
     """
@@ -45,6 +45,7 @@ def sample_on_server(
             raise ValueError("a row must leave its trunk behind at least one token")
     form = FORMS[server.api]
     lock = threading.Lock()
+    left = [len(request.rows) for request in requests]
     over = threading.Event()
 
     def go_on() -> None:
@@ -66,9 +67,10 @@ def sample_on_server(
 
         body = form.body(server, model, prompt, row, how, stop_ids)
         made = endpoint.ask(form.path, body, read, sent=go_on)
-        if progress:
-            with lock:
-                progress(len(made.ids))
+        with lock:
+            left[i] -= 1
+            if told:
+                told(len(made.ids), [] if left[i] else [i])
         return made
 
     workers = ThreadPoolExecutor(server.concurrency, thread_name_prefix="server")
