@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
@@ -241,11 +241,12 @@ def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) 
     ]
     limit = data.draw(st.integers(1, 40))
     counted: list[int] = []
-    whole: list[int] = []
+    whole: dict[int, list[Sample]] = {}
 
-    def told(tokens: int, ended: Sequence[int]) -> None:
+    def told(tokens: int, ended: Mapping[int, list[Sample]]) -> None:
         counted.append(tokens)
-        whole.extend(ended)
+        assert not whole.keys() & ended.keys()
+        whole.update(ended)
 
     config = replace(config, rows_at_once=limit)
     with pytest.MonkeyPatch.context() as patch:
@@ -253,7 +254,7 @@ def test_forks_ends_and_stems_change_nothing(static: bool, data: st.DataObject) 
         out = sample(model, asked, config, stop, done, told, Kept(1e-3))
     assert out == approximately(alone)
     assert sum(counted) == sum(len(s.ids) for x in out for s in x)
-    assert sorted(whole) == list(range(len(asked)))
+    assert whole == dict(enumerate(out))
 
 
 def test_a_lane_is_computed_once_for_rows_that_agree(monkeypatch: pytest.MonkeyPatch) -> None:

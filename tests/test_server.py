@@ -140,15 +140,15 @@ def test_rows_that_begin_alike_are_sent_together() -> None:
 @pytest.mark.parametrize("api", ["vllm", "sglang"])
 def test_a_row_has_a_bound_of_its_own(api: str) -> None:
     rows = [Request((3, 1, 4), (Row(3, 5, 1), Row(3, 5)))]
-    told: list[tuple[int, list[int]]] = []
+    told: list[tuple[int, dict[int, list[Sample]]]] = []
     with SamplingServer(POLICY) as server:
         one = Server(settings(server, api=api), Path("run"), lambda words: None)
         ((short, whole),) = one.sampler(POLICY)(
-            rows, CONFIG, STOP, done, lambda tokens, ended: told.append((tokens, list(ended)))
+            rows, CONFIG, STOP, done, lambda tokens, ended: told.append((tokens, dict(ended)))
         )
         one.close()
     assert sum(tokens for tokens, _ in told) == len(short.ids) + len(whole.ids)
-    assert [ended for _, ended in told] == [[], [0]]
+    assert [ended for _, ended in told] == [{}, {0: [short, whole]}]
     assert (short.ended, whole.ended) == ("length", "answer")
     assert short.ids == whole.ids[:1]
 

@@ -6,13 +6,13 @@ be recomputed without the model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from treeplay.errors import TaskError
 from treeplay.policy.model import Policy, decode, encode_path
-from treeplay.policy.sample import Ended, Request, Row, SampleConfig, sample, seed_of
+from treeplay.policy.sample import Ended, Request, Row, Sample, SampleConfig, sample, seed_of
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.task import Task
 
@@ -41,12 +41,12 @@ def sample_answers(
     policy: Policy,
     asked: Sequence[tuple[Task, EvalConfig]],
     seed: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, list[tuple[Task, list[Answer]]]], None] | None = None,
 ) -> list[list[Answer]]:
     """For each task ``samples`` answers of up to ``max_tokens`` tokens; the rest of what the
     configurations say is the first one's. An answer depends on (seed, task, number). ``progress``
-    gets the tokens and the tasks finished since its last call. Raises :class:`TaskError` for a task
-    with an empty prompt."""
+    gets the tokens sampled since its last call, and the answers to tasks that are finished.
+    Raises :class:`TaskError` for a task with an empty prompt."""
     if not asked:
         return []
     requests = []
@@ -66,14 +66,9 @@ def sample_answers(
     def done(request: int, row: int, ids: Sequence[int]) -> bool:
         return cut_answer(asked[request][0], decode(policy, list(ids))).complete
 
-    def told(tokens: int, whole: Sequence[int]) -> None:
-        if progress:
-            progress(tokens, len(whole))
-
-    draw = policy.sampler or partial(sample, policy.model)
-    drawn = draw(requests, asked[0][1], policy.stop_ids, done, told)
-    return [
-        [
+    def answers(request: int, samples: Sequence[Sample]) -> list[Answer]:
+        task, _ = asked[request]
+        return [
             Answer(
                 task.id,
                 number,
@@ -83,5 +78,15 @@ def sample_answers(
             )
             for number, one in enumerate(samples)
         ]
-        for (task, _), samples in zip(asked, drawn, strict=True)
-    ]
+
+    found: dict[int, list[Answer]] = {}
+
+    def told(tokens: int, whole: Mapping[int, list[Sample]]) -> None:
+        new = {request: answers(request, samples) for request, samples in whole.items()}
+        found.update(new)
+        if progress:
+            progress(tokens, [(asked[i][0], made) for i, made in new.items()])
+
+    draw = policy.sampler or partial(sample, policy.model)
+    drawn = draw(requests, asked[0][1], policy.stop_ids, done, told)
+    return [found.get(i) or answers(i, samples) for i, samples in enumerate(drawn)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -161,7 +161,7 @@ def grow(
 
     left = Counter(targets[0][0] for targets in row_targets)
 
-    def told(tokens: int, whole: Sequence[int]) -> None:
+    def told(tokens: int, whole: Iterable[int]) -> None:
         trees_of = Counter(row_targets[request][0][0] for request in whole)
         left.subtract(trees_of)
         if progress:

@@ -68,7 +68,8 @@ def _sample(
     ]
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][2].prompt))
     samples = [config.samples for *_, config in asked]
-    groups = batches(order, samples, game.config.eval.rows_at_once)
+    rows_at_once = game.config.eval.rows_at_once
+    groups = batches(order, samples, rows_at_once)
     name = next(iter(files.values())).name if len(files) == 1 else f"{len(files)} suites"
     with (
         game.run.timed(f"{player} eval sample"),
@@ -76,10 +77,17 @@ def _sample(
     ):
 
         def work(group: Sequence[int]) -> list[dict[str, Any]]:
-            tasks = [asked[i][2:] for i in group]
-            made = sample_answers(policy, tasks, game.config.seed, meter.sampled)
-            pairs = [(task, a) for (task, _), found in zip(tasks, made, strict=True) for a in found]
-            game.judge.judge_ahead([(task, answer.text) for task, answer in pairs])
+            ready: list[tuple[Task, str]] = []
+
+            def heard(tokens: int, finished: Sequence[tuple[Task, list[Answer]]]) -> None:
+                meter.sampled(tokens, len(finished))
+                ready.extend((task, one.text) for task, answers in finished for one in answers)
+                if len(ready) >= rows_at_once:  # tools are slow to start
+                    game.judge.judge_ahead(ready.copy())
+                    ready.clear()
+
+            made = sample_answers(policy, [asked[i][2:] for i in group], game.config.seed, heard)
+            game.judge.judge_ahead(ready)
             return [
                 {"file": asked[i][0], "place": asked[i][1]} | vars(answer)
                 for i, found in zip(group, made, strict=True)

@@ -11,7 +11,7 @@ model computes a token for the lanes of all cohorts. On devices that are faster 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from treeplay.policy.static import StaticLanes
 from treeplay.policy.trunks import Kept, Request, Row, prefill
 
 if TYPE_CHECKING:
-    from treeplay.policy.sample import Done, Ended, SampleConfig, Told
+    from treeplay.policy.sample import Done, Ended, SampleConfig
 
 # Kinds of devices that are faster with fixed shapes.
 STATIC = ("cuda",)
@@ -35,25 +35,13 @@ SHARE = 8
 
 @dataclass(frozen=True)
 class How:
-    """What ends a row, and whom to tell. ``left``: rows of each request that have not ended."""
+    """What ends a row, and who hears which rows have a token more."""
 
     config: SampleConfig
     stop_ids: frozenset[int]
     done: Done | None
-    told: Told | None
+    heard: Callable[[Sequence[Live]], None]
     requests: Sequence[Request]
-    left: list[int]
-
-    def tell(self, rows: Sequence[Live]) -> None:
-        """Each of ``rows`` has a token more."""
-        whole = []
-        for row in rows:
-            if row.ended is not None:
-                self.left[row.request] -= 1
-                if not self.left[row.request]:
-                    whole.append(row.request)
-        if self.told:
-            self.told(len(rows), whole)
 
     def named(self, request: int) -> str:
         """How a message begins that is about a request."""
@@ -189,7 +177,7 @@ def _advance(model: Any, cohorts: Sequence[_Cohort], how: How) -> None:
     )
     for (_, row), token, logp in zip(drawing, tokens, logps, strict=True):
         row.take(token, logp, how)
-    how.tell([row for _, row in drawing])
+    how.heard([row for _, row in drawing])
     for cohort in cohorts:
         cohort.lanes, keep = _forked(cohort.lanes)
         cohort.batch.change(keep)
@@ -253,4 +241,4 @@ def one_by_one(model: Any, live: Live, how: How) -> None:
         )
         live.take(token, logp, how)
         ids = [token]
-        how.tell([live])
+        how.heard([live])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 from weakref import WeakSet
@@ -53,8 +53,10 @@ class Sample:
 
 # done(request index, row index, ids so far) -> the answer's end has been seen
 Done = Callable[[int, int, Sequence[int]], bool]
-# told(tokens sampled, indices of requests whose last row has ended), both since the last call
-Told = Callable[[int, Sequence[int]], None]
+
+
+# told(tokens sampled, samples of the requests whose last row has ended), both since the last call
+Told = Callable[[int, Mapping[int, list[Sample]]], None]
 
 
 class Sampler(Protocol):
@@ -94,11 +96,23 @@ def sample(
     """
     _check(model, requests, config)
     quicken(model)
-    how = How(config, stop_ids, done, told, requests, [len(request.rows) for request in requests])
     rows = [
         [Live(i, number, row, most(row, config)) for number, row in enumerate(request.rows)]
         for i, request in enumerate(requests)
     ]
+    left = [len(request.rows) for request in requests]
+
+    def heard(live: Sequence[Live]) -> None:
+        whole = {}
+        for row in live:
+            if row.ended is not None:
+                left[row.request] -= 1
+                if not left[row.request]:
+                    whole[row.request] = _samples(rows[row.request])
+        if told:
+            told(len(live), whole)
+
+    how = How(config, stop_ids, done, heard, requests)
     # Those that may become long first, so that the last ones have company. Alike shapes go
     # together, and a stem's requests stay together.
     order = sorted(
@@ -122,10 +136,11 @@ def sample(
         for i in order:
             for live in rows[i]:
                 one_by_one(model, live, how)
-    return [
-        [Sample(tuple(r.ids), tuple(r.logps), r.ended or "length") for r in request_rows]
-        for request_rows in rows
-    ]
+    return [_samples(request_rows) for request_rows in rows]
+
+
+def _samples(rows: Sequence[Live]) -> list[Sample]:
+    return [Sample(tuple(row.ids), tuple(row.logps), row.ended or "length") for row in rows]
 
 
 def most(row: Row, config: SampleConfig) -> int:

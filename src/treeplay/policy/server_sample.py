@@ -45,14 +45,14 @@ def sample_on_server(
             raise ValueError("a row must leave its trunk behind at least one token")
     form = FORMS[server.api]
     lock = threading.Lock()
-    left = [len(request.rows) for request in requests]
+    found: list[dict[int, Sample]] = [{} for _ in requests]
     over = threading.Event()
 
     def go_on() -> None:
         if over.is_set():
             raise _Cancelled
 
-    def one(i: int, r: int) -> Sample:
+    def one(i: int, r: int) -> None:
         row = requests[i].rows[r]
         prompt = requests[i].path[: row.position]
         how = replace(config, max_tokens=most(row, config))
@@ -68,10 +68,13 @@ def sample_on_server(
         body = form.body(server, model, prompt, row, how, stop_ids)
         made = endpoint.ask(form.path, body, read, sent=go_on)
         with lock:
-            left[i] -= 1
+            found[i][r] = made
             if told:
-                told(len(made.ids), [] if left[i] else [i])
-        return made
+                whole = len(found[i]) == len(requests[i].rows)
+                told(len(made.ids), {i: in_order(i)} if whole else {})
+
+    def in_order(i: int) -> list[Sample]:
+        return [found[i][r] for r in range(len(requests[i].rows))]
 
     workers = ThreadPoolExecutor(server.concurrency, thread_name_prefix="server")
     try:
@@ -81,10 +84,7 @@ def sample_on_server(
             error = job.exception() if job.done() else None
             if error is not None and not isinstance(error, _Cancelled):
                 raise error
-        return [
-            [jobs[i, r].result() for r in range(len(request.rows))]
-            for i, request in enumerate(requests)
-        ]
+        return [in_order(i) for i in range(len(requests))]
     finally:
         over.set()
         workers.shutdown(wait=True, cancel_futures=True)
