@@ -75,10 +75,10 @@ def suites(quick: bool) -> list[Asked]:
 def in_groups(policy: Policy, asked: Asked, flow: int, seed: int) -> list[Answer]:
     """Answers sampled in groups of up to ``flow`` times ``ROWS_AT_ONCE`` rows."""
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0].prompt))
-    rows = [config.samples * FLOW for _, config in asked]  # which is what a group is counted in
+    groups = batches(order, [c.samples for _, c in asked], ROWS_AT_ONCE * flow // FLOW)
     return [
         answer
-        for group in batches(order, rows, ROWS_AT_ONCE * flow)
+        for group in groups
         for found in sample_answers(policy, [asked[i] for i in group], seed)
         for answer in found
     ]

@@ -89,7 +89,8 @@ def test_progress_counts_tokens_and_trees() -> None:
     tokens, finished = zip(*counts, strict=True)
     assert sum(tokens) == sum(len(b.ids) for tree in trees for b in tree.branches)
     assert sum(finished) == 2
-    assert max(finished[:-1]) <= finished[-1]
+    assert finished[0] == 0  # a branch has more than one token
+    assert finished[-1] > 0
 
 
 def test_a_grown_tree_keeps_through_json() -> None:

@@ -373,3 +373,22 @@ def test_attention_that_cannot_be_exchanged_is_noticed(monkeypatch: pytest.Monke
     with pytest.warns(UserWarning, match="cannot be exchanged"):
         out = sample(model, requests(), SampleConfig(max_tokens=3), NO_STOP)
     assert out == approximately(expected)
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_it_is_noticed_where_nothing_is_read_ahead(
+    static: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first two rows have a single token before them, and the third comes in later."""
+    model = tiny_llama()
+    rows = [((8,), Row(1, 1, 6)), ((9,), Row(1, 2, 3)), ((2, 7, 1), Row(3, 3, 3))]
+    asked = [Request(path, (row,)) for path, row in rows]
+    config = SampleConfig(rows_at_once=2, top_p=1.0)
+    expected = sample(model, asked, config, NO_STOP)
+    monkeypatch.setattr(lanes_module, "NAME", "sdpa")
+    monkeypatch.setattr(flow_module, "STATIC", ("cpu",) if static else ())
+    told: list[int] = []
+    with pytest.warns(UserWarning, match="cannot be exchanged"):
+        out = sample(model, asked, config, NO_STOP, told=lambda _, whole: told.extend(whole))
+    assert out == approximately(expected)
+    assert sorted(told) == [0, 1, 2]

@@ -43,11 +43,6 @@ class How:
     heard: Callable[[Sequence[Live]], None]
     requests: Sequence[Request]
 
-    def named(self, request: int) -> str:
-        """How a message begins that is about a request."""
-        name = self.requests[request].name
-        return f"task {name!r}: " if name else ""
-
 
 class Live:
     """A row while it is being sampled. ``most``: how many tokens it may have."""
@@ -61,8 +56,8 @@ class Live:
     def take(self, token: int, logp: float, how: How) -> None:
         if logp != logp:
             raise ModelError(
-                f"{how.named(self.request)}the model's predictions are not numbers (NaN) after "
-                f"{self.row.position + len(self.ids)} tokens; use model.dtype=float32, or an "
+                f"{how.requests[self.request].about}the model's predictions are not numbers (NaN) "
+                f"after {self.row.position + len(self.ids)} tokens; use model.dtype=float32, or an "
                 "adapter that has not diverged"
             )
         self.ids.append(token)

@@ -104,6 +104,12 @@ def forward(model: Any, state: Attend, ids: torch.Tensor, positions: torch.Tenso
     return logits
 
 
+def check_exchanged(model: Any, layers: int) -> None:
+    """Raises :class:`Unexchangeable` where not all of a model's layers asked for attention here."""
+    if layers != model.config.num_hidden_layers:
+        raise Unexchangeable("the model's attention cannot be exchanged")
+
+
 Layer = tuple[torch.Tensor, torch.Tensor]  # keys, values: (B, K, U, D)
 
 
@@ -172,8 +178,7 @@ def fill(
     head = base_of(model).get_output_embeddings()
     with without(head) if head is not None else nullcontext():  # nobody asks for logits here
         forward(model, state, ids, positions)
-    if len(state.layers) != model.config.num_hidden_layers:
-        raise Unexchangeable("the model's attention cannot be exchanged")
+    check_exchanged(model, len(state.layers))
     return state.layers
 
 
@@ -208,7 +213,7 @@ class Lanes:
         self.length = 0  # own tokens of every lane
         self._strips: torch.Tensor | None = None  # (layers, 2, lanes, K, T, D)
         self._room = len(starts)
-        self._layer = 0
+        self.layers = 0  # of the pass that is going on, or was the last one
         self._arranged = False
 
     @property
@@ -219,7 +224,7 @@ class Lanes:
         """Make ready for a pass of the model in which every lane reads one token more."""
         if not self._arranged:
             self._arrange(device)
-        self._layer = 0
+        self.layers = 0
         self.length += 1
 
     @torch.inference_mode()
@@ -262,8 +267,8 @@ class Lanes:
 
     def _own(self, module: Any, key: torch.Tensor, value: torch.Tensor) -> Layer:
         """This layer's strips (L, K, T, D) with the new token written."""
-        layer, end = self._layer, self.length
-        self._layer += 1
+        layer, end = self.layers, self.length
+        self.layers += 1
         strips = self._strips
         if strips is None or end > strips.shape[4]:
             layers = module.config.num_hidden_layers if strips is None else strips.shape[0]
@@ -285,7 +290,7 @@ class Lanes:
         value: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        layer = self._layer
+        layer = self.layers
         own_key, own_value = self._own(module, widen(key), widen(value))
         _, heads, count, width = query.shape
         kv = key.shape[1]
@@ -330,16 +335,21 @@ def step(
     model: Any, batches: Sequence[Lanes], ids: Sequence[int], positions: Sequence[int]
 ) -> torch.Tensor:
     """Every lane of ``batches``, in their order, reads one token more, all in one pass of the
-    model. Returns the logits behind it, (L, V)."""
+    model. Returns the logits behind it, (L, V).
+
+    Raises :class:`Unexchangeable`.
+    """
     device = next(iter(model.parameters())).device
     for batch in batches:
         batch.begin(device)
-    return forward(
+    logits = forward(
         model,
         batches[0] if len(batches) == 1 else _Abreast(batches),
         torch.tensor([list(ids)], device=device),
         torch.tensor([list(positions)], device=device),
     )[0]
+    check_exchanged(model, batches[0].layers)
+    return logits
 
 
 def _read(

@@ -175,10 +175,9 @@ def _check(model: Any, requests: Sequence[Request], config: SampleConfig) -> Non
         for row in request.rows:
             more = most(row, config)
             if longest and row.position + more > longest:
-                named = f"task {request.name!r}: " if request.name else ""
                 raise ModelError(
-                    f"{named}{row.position} tokens and up to {more} more do not fit into the "
-                    f"model's context of {longest}; shorten the task or lower max_tokens"
+                    f"{request.about}{row.position} tokens and up to {more} more do not fit into "
+                    f"the model's context of {longest}; shorten the task or lower max_tokens"
                 )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from treeplay.policy.lanes import Trunk, forward
+from treeplay.policy.lanes import Trunk, check_exchanged, forward
 
 # Trunks are padded to a multiple of this.
 WIDTH = 64
@@ -127,7 +127,9 @@ class StaticLanes:
 
     def _forward(self, model: Any) -> torch.Tensor:
         self._layer = 0
-        return forward(model, self, self._ids, self._positions)[0]
+        logits = forward(model, self, self._ids, self._positions)[0]
+        check_exchanged(model, self._layer)
+        return logits
 
     @torch.inference_mode()
     def change(self, keep: Sequence[int]) -> None:

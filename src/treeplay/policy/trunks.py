@@ -41,6 +41,11 @@ class Request:
     stem: tuple[int, ...] = ()
     name: str = ""
 
+    @property
+    def about(self) -> str:
+        """How a message about it begins."""
+        return f"task {self.name!r}: " if self.name else ""
+
 
 class Kept:
     """Stems' keys and values from one call to the next, up to ``megabytes``: first come, first kept
