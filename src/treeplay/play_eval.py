@@ -44,7 +44,9 @@ def sampled_answers(
 ) -> list[list[Answer]]:
     """The answers of ``policy`` to suites, each kept in a file of the run folder. Those that are
     not there yet are sampled in one flow, so that no suite waits for the last answer of another."""
-    first = game.run.path(next(iter(files), "eval/none"))
+    if not files:
+        return []
+    first = game.run.path(next(iter(files)))
     for whole in first.parent.glob(f"{glob.escape(first.name)}.*.sampled"):
         _hand_out(game, whole)  # killed before it came to that
     left = {file: suite for file, suite in files.items() if not game.run.path(file).is_file()}
