@@ -152,6 +152,9 @@ def test_what_was_killed_goes_on_to_the_same_result(
     assert arms(broken) == arms(whole)
     again = play("main", data, writer, broken, *asked)
     assert again.output.count(": there: ") == 3
+    # Where the model lies is no setting.
+    moved = shutil.copytree(writer, tmp_path / "elsewhere" / writer.name)
+    assert play("main", data, moved, broken, *asked).output.count(": there: ") == 3
     # Results of other settings are not taken for these.
     other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
     assert other.exit_code == 2

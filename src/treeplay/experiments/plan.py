@@ -120,7 +120,8 @@ class Plan:
 
 
 def plan_digest(plan: Plan, arm: str, seed: int) -> str:
-    """What a result depends on: recipe, overrides and data; not where things lie."""
+    """What a result depends on: recipe, overrides and data; not where things lie, the model's
+    file or folder among them (which weights it holds, every result tells by their digest)."""
     parts = []
     for cell in plan.cells(arm, seed):
         recipe = plan.recipe(cell)
@@ -129,7 +130,9 @@ def plan_digest(plan: Plan, arm: str, seed: int) -> str:
             "train": "",
             "eval": [e.rpartition("@")[2] for e in recipe["tasks"]["eval"]],
         }
-        parts.append({**recipe, "out": "", "tasks": tasks, "data": cell.data.facts["digests"]})
+        model = {**recipe["model"], "name": plan.model_name}
+        settled = {**recipe, "out": "", "model": model, "tasks": tasks}
+        parts.append({**settled, "data": cell.data.facts["digests"]})
     text = json.dumps([parts, plan.overrides, plan.size], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
