@@ -159,6 +159,12 @@ def test_what_was_killed_goes_on_to_the_same_result(
     other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
     assert other.exit_code == 2
     assert "made with other settings" in other.output
+    # Nor are those of another model that has the same name.
+    weights = moved / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b" ")
+    other = play("main", data, moved, broken, *asked)
+    assert other.exit_code == 2
+    assert f"made with another model ({writer.name}@" in " ".join(other.output.split())
 
 
 def test_a_base_model_that_has_a_result_is_not_asked_again(

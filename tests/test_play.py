@@ -17,7 +17,7 @@ import yaml
 from conftest import tiny_llama
 from writer import tasks
 
-from treeplay.config import load_config
+from treeplay.config import load_config, to_dict
 from treeplay.contrasts import contrast_from_json
 from treeplay.errors import ModelError, RunError, TaskError
 from treeplay.play import Game
@@ -253,6 +253,31 @@ def copied(played: Path, folder: Path) -> Path:
     return played.parent / "recipe.yaml"
 
 
+def test_a_run_that_is_moved_goes_on(played: Path, writer: Path, tmp_path: Path) -> None:
+    """With its model and its tasks, which are known by what is in them."""
+
+    def made(folder: Path) -> dict[str, Any]:
+        told = ("manifest.json", "report.json")  # which tell the places
+        return {name: what for name, what in content(folder).items() if name not in told}
+
+    run = shutil.copytree(played, tmp_path / "run")
+    for path in (run / "report.html", run / "report.json", *run.glob("eval/round-1.*")):
+        path.unlink()
+    model = shutil.copytree(writer, tmp_path / writer.name)
+    path = played.parent / "recipe.yaml"
+    old = load_config(path).tasks
+    files = [shutil.copy(file, tmp_path) for file in (old.train, *old.eval)]
+    places = [f"model.name={model}", f"tasks.train={files[0]}"]
+    places.append(f"tasks.eval={json.dumps([str(file) for file in files[1:]])}")
+    one = game(path, run, *places, resume=True)
+    one.play()
+    one.close()
+    build_report(run)
+    assert made(run) == made(played)
+    config = read_json(run / "manifest.json")["config"]
+    assert config == to_dict(load_config(path, [f"out={run}", *places]))
+
+
 def test_players_can_be_evaluated_anew(
     played: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +317,6 @@ def test_a_suite_more_asks_nothing_of_the_others_again(played: Path, tmp_path: P
     once = tmp_path / "once"
     shutil.copytree(run, once)
     manifest = read_json(once / "manifest.json")
-    manifest["config"]["out"] = str(once)
     del manifest["suites"]  # of a run from before it was written down: all is asked again
     (once / "manifest.json").write_text(json.dumps(manifest))
     asked = []

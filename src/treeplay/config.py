@@ -155,6 +155,28 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+# Settings that say where something lies. What lies there is compared by its own digest.
+PLACES = ("out", "model.name", "model.adapter", "tasks.train", "tasks.eval")
+
+
+def without_places(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Plain data of a configuration with the last parts of :data:`PLACES` alone (of ``out``
+    nothing): a run that is moved, with its model or its tasks, has the same settings."""
+    return {key: _unplaced(f"{path}{key}", value) for key, value in data.items()}
+
+
+def _unplaced(path: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return without_places(value, f"{path}.")
+    if path not in PLACES or value is None:
+        return value
+    if path == "out":
+        return ""
+    if isinstance(value, str):
+        return Path(value).name
+    return [Path(one).name for one in value]
+
+
 def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Dotted keys whose values differ between two plain configurations."""
     out: list[str] = []

@@ -97,7 +97,12 @@ def tasks_digest(tasks: Sequence[Task], more: str = "") -> str:
 
 def _asked(config: dict[str, Any], tasks: str) -> dict[str, Any]:
     how = {key: value for key, value in config["eval"].items() if f"eval.{key}" != GROUPS}
-    return {**how, "suites": config["tasks"]["eval"], "tasks": tasks}
+    return _unplaced({**how, "suites": config["tasks"]["eval"], "tasks": tasks})
+
+
+def _unplaced(asked: dict[str, Any]) -> dict[str, Any]:
+    """``asked`` wherever the task files lie."""
+    return {**asked, "suites": [Path(entry).name for entry in asked["suites"]]}
 
 
 def _put_aside(run: Run) -> Path | None:
@@ -129,7 +134,7 @@ def _take_back(run: Run, now: dict[str, Any]) -> str:
     folder, place = run.folder, run.folder / "eval"
     for old in sorted(folder.glob("eval-*/asked.json")):
         kept = read_json(old)
-        if kept["asked"] == now:
+        if _unplaced(kept["asked"]) == now:
             old.parent.rename(place)
             (place / "asked.json").unlink()
             _drop_halves(place)

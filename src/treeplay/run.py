@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 import psutil
 
-from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
+from treeplay.config import Config, differing_keys, to_dict, with_newer_keys, without_places
 from treeplay.errors import RunError
 from treeplay.grpo import require_trl
 from treeplay.hold import Hold, hold
@@ -93,9 +93,10 @@ class Run:
 
 def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
     """Open ``config.out``: a new folder, or with ``resume`` one that was begun with the same
-    configuration; with ``anew`` it may differ in how players are evaluated, unless that decides
-    what they learn. Raises :class:`RunError` otherwise, naming the keys that differ, and
-    :class:`treeplay.hold.BusyError` where another process is at work."""
+    configuration, wherever it, the model and the tasks lay then; with ``anew`` it may differ in
+    how players are evaluated, unless that decides what they learn. Raises :class:`RunError`
+    otherwise, naming the keys that differ, and :class:`treeplay.hold.BusyError` where another
+    process is at work."""
     folder = Path(config.out)
     held = _made(folder)
     path = folder / "manifest.json"
@@ -122,7 +123,7 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
         )
     manifest = _read_manifest(path)
     manifest["config"] = with_newer_keys(manifest["config"])
-    keys = differing_keys(manifest["config"], to_dict(config))
+    keys = differing_keys(without_places(manifest["config"]), without_places(to_dict(config)))
     decides = bool(config.tasks.hold_out or config.play.watch)  # what is learnt, too
     asks = all(map(evaluates, keys)) and not decides
     if keys and not (anew and asks):
@@ -140,9 +141,11 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
             + ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in changed)
             + "; install those, or choose another folder with out=FOLDER"
         )
+    if not keys:
+        manifest["config"] = to_dict(config)  # where things lie now
     if code_digest() not in manifest.setdefault("code", ["unknown"]):
         manifest["code"].append(code_digest())
-        write_json(path, manifest)
+    write_json(path, manifest)
     timings = folder / "timings.json"
     spent = read_json(timings) if timings.is_file() else {}
     return Run(folder, config, manifest, spent, anew and not decides, tuple(keys), held)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from treeplay.config import Config
 from treeplay.errors import ConfigError
 from treeplay.experiments.budget import budget_of
-from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
+from treeplay.experiments.kept import made_with_other
+from treeplay.experiments.plan import BASE, Cell, Plan
 from treeplay.ordinary.anchors import ASKED
 from treeplay.play_grow import WITHOUT_BRANCHES
 from treeplay.play_train import learns_from_contrasts
@@ -129,5 +130,5 @@ def _state(plan: Plan, arm: str, seed: int) -> str:
     told = json.loads(path.read_text(encoding="utf-8"))
     if told["faults"]:
         return ""
-    same = told["digest"] == plan_digest(plan, arm, seed)
-    return "  (done)" if same else "  (there is a result of other settings or data)"
+    other = made_with_other(plan, arm, seed, told)
+    return f"  (there is a result of {other})" if other else "  (done)"

@@ -20,8 +20,9 @@ from typing import Any
 from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
 from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
-from treeplay.experiments.budget import BUDGETS, budget_of, other_rule
+from treeplay.experiments.budget import BUDGETS, budget_of
 from treeplay.experiments.collect import collect, without_paths, write_result
+from treeplay.experiments.kept import made_with_other
 from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
 from treeplay.hold import BusyError, hold
 from treeplay.play import Game
@@ -51,21 +52,19 @@ class Outcome:
 def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     """Play everything that has no result yet (a result with faults is tried again).
 
-    Raises :class:`ConfigError` for results there that other settings made, and
+    Raises :class:`ConfigError` for results there that other settings or models made, and
     :class:`BusyError` where another process plays one of the runs.
     """
     found = []
     units = plan.units()
     for number, (arm, seed) in enumerate(units, start=1):
         path = plan.result(arm, seed)
-        digest = plan_digest(plan, arm, seed)
         old = read_json(path) if path.is_file() else None
         if old is not None and not old["faults"]:
-            other = [cell for cell in plan.cells(arm, seed) if other_rule(plan, cell, old)]
-            if old["digest"] != digest or other:
+            if other := made_with_other(plan, arm, seed, old):
                 raise ConfigError(
-                    f"{path} was made with other settings or data; remove it, or choose another "
-                    "folder with --results"
+                    f"{path} was made with {other}; remove it, or choose another folder with "
+                    "--results"
                 )
             found.append(Outcome(arm, seed, path, (), False))
             continue
@@ -93,7 +92,7 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
             "arm": arm,
             "seed": seed,
             "size": plan.size,
-            "digest": digest,
+            "digest": plan_digest(plan, arm, seed),
             "overrides": list(plan.overrides),
             "faults": faults,
             "data": [_told(cell) for cell in plan.cells(arm, seed)],
@@ -185,7 +184,7 @@ def _known(plan: Plan, cell: Cell) -> bool:
     were kept and runs were not, it need not be asked once more."""
     path = plan.result(BASE, cell.seed)
     found = read_json(path) if path.is_file() else {"faults": [""]}
-    return not found["faults"] and found["digest"] == plan_digest(plan, BASE, cell.seed)
+    return not found["faults"] and not made_with_other(plan, BASE, cell.seed, found)
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,25 @@
+"""Results that are there already: are they what the plan would make?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from treeplay.errors import ModelError
+from treeplay.experiments.budget import other_rule
+from treeplay.experiments.plan import Plan, plan_digest
+from treeplay.policy.model import locate
+
+
+def made_with_other(plan: Plan, arm: str, seed: int, told: dict[str, Any]) -> str:
+    """What a result was made with that is not the plan's, in words; nothing where it is the same.
+    The model is compared by its weights, unless it is not here."""
+    if told["digest"] != plan_digest(plan, arm, seed):
+        return "other settings or data"
+    if any(other_rule(plan, cell, told) for cell in plan.cells(arm, seed)):
+        return "another rule of sampled tokens"
+    try:
+        model = locate(plan.model)[2]
+    except ModelError:
+        return ""
+    names = [run["run"]["identities"]["base"].partition("+")[0] for run in told["runs"]]
+    return next((f"another model ({name}, not {model})" for name in names if name != model), "")
