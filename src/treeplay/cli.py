@@ -134,6 +134,33 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 
 @app.command()
 @told
+def export(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    target: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    round: Annotated[int | None, typer.Option("--round", help="Which round; the last.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Where the base model lies, if it was moved.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16 or float16; as it was played.")
+    ] = None,
+) -> None:
+    """Write a trained player as a model of its own: the adapter merged into the base model's
+    weights (safetensors), with the tokenizer and a model card."""
+    from typing import get_args
+
+    from treeplay.export import export as write
+    from treeplay.policy.model import Dtype
+    from treeplay.words import nearest
+
+    kind = next((known for known in get_args(Dtype) if known == dtype), None)
+    if dtype and kind is None:
+        raise TreeplayError(f"--dtype {dtype}: {nearest(dtype, get_args(Dtype))}")
+    out.print(f"model: {write(folder, target, round, model=model, dtype=kind)}", markup=False)
+
+
+@app.command()
+@told
 def doctor() -> None:
     """Say what this machine has of what treeplay can use, and how to get the rest."""
     from treeplay.doctor import examine

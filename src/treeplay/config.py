@@ -151,6 +151,11 @@ def with_newer_keys(data: Mapping[str, Any]) -> dict[str, Any]:
     return _merge(to_dict(Config()), data)
 
 
+def from_dict(data: Mapping[str, Any]) -> Config:
+    """The configuration that a manifest holds, one of an earlier version with newer defaults."""
+    return TypeAdapter(Config).validate_python(with_newer_keys(data))
+
+
 def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 

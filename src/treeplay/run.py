@@ -121,7 +121,7 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
             f"{folder} already holds a run; add --resume to go on with it, or choose another "
             "folder with out=FOLDER"
         )
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     manifest["config"] = with_newer_keys(manifest["config"])
     keys = differing_keys(without_places(manifest["config"]), without_places(to_dict(config)))
     decides = bool(config.tasks.hold_out or config.play.watch)  # what is learnt, too
@@ -170,7 +170,8 @@ def evaluates(key: str) -> bool:
     return key == "tasks.eval" or key.startswith("eval.")
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a run. Raises :class:`RunError` for a file that is none."""
     data = read_json(path)
     if not isinstance(data, dict) or "config" not in data or "versions" not in data:
         raise RunError(f"{path} is no manifest of a run; choose another folder with out=FOLDER")
@@ -186,7 +187,7 @@ def _files(folder: Path) -> Iterator[str]:
 def _may_begin_again(path: Path, config: Config, resume: bool) -> bool:
     """Whether a run ended before its first result (a wrong model name, say): then it holds
     nothing to protect, and the next attempt may have other settings."""
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     now = versions(config.method)
     same = manifest["config"] == to_dict(config) and manifest["versions"] == now
     nothing = all(name.removesuffix(".tmp") in AT_THE_START for name in _files(path.parent))

@@ -66,6 +66,8 @@ def save_adapter(model: Any, tokenizer: Any, final: Path) -> None:
             lora.target_modules = sorted(lora.target_modules)
     # Embeddings are never trained; asking to look for them would ask the model hub.
     model.save_pretrained(str(part), safe_serialization=True, save_embedding_layers=False)
+    # PEFT's model card is a form nobody filled in, with the path of the base model on this machine.
+    (part / "README.md").unlink(missing_ok=True)
     note = {"tokenizer": tokenizer_digest(tokenizer)}
     (part / "treeplay.json").write_text(json.dumps(note) + "\n")
     part.replace(final)
