@@ -266,7 +266,7 @@ def test_interrupted_it_ends_the_same(policy: Policy, tmp_path: Path) -> None:
     assert (
         files[0]
         == files[1]
-        == ["README.md", "adapter_config.json", "adapter_model.safetensors", "treeplay.json"]
+        == ["adapter_config.json", "adapter_model.safetensors", "treeplay.json"]
     )
 
 
