@@ -152,9 +152,14 @@ def test_what_was_killed_goes_on_to_the_same_result(
     assert arms(broken) == arms(whole)
     again = play("main", data, writer, broken, *asked)
     assert again.output.count(": there: ") == 3
-    # Where the model lies is no setting.
+    # Where the model lies is no setting, nor where the runs are: one that is missing goes on there,
+    # with the answers and the trees that are there.
     moved = shutil.copytree(writer, tmp_path / "elsewhere" / writer.name)
     assert play("main", data, moved, broken, *asked).output.count(": there: ") == 3
+    apart = shutil.copytree(broken, tmp_path / "apart")
+    (apart / "results/main" / writer.name / "sft/0.json").unlink()
+    assert play("main", data, moved, apart, *asked).output.count(": there: ") == 2
+    assert arms(apart) == arms(whole)
     # Results of other settings are not taken for these.
     other = play("main", data, writer, broken, *asked, "train.learning_rate=0.01")
     assert other.exit_code == 2

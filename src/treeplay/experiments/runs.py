@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from treeplay.config import Config, differing_keys, to_dict, with_newer_keys
+from treeplay.config import Config, differing_keys, to_dict, with_newer_keys, without_places
 from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.budget import BUDGETS, budget_of
@@ -139,8 +139,8 @@ def _put_aside(folder: Path, config: Config, reporter: Reporter) -> None:
     """Move a run away that was begun before the tokens of the reference were known; it has no
     result, and could not go on."""
     held = hold(folder) if folder.is_dir() else None  # nothing is moved that is at work
-    old = _config(folder)
-    keys = differing_keys(old, to_dict(config)) if old is not None else []
+    old = _settings(folder)
+    keys = differing_keys(old, _of(config)) if old is not None else []
     if not set(keys) & set(BUDGETS) or any(not evaluates(key) for key in set(keys) - set(BUDGETS)):
         return
     aside = folder.with_name(f"{folder.name}.old")
@@ -173,7 +173,7 @@ def _look_for_faults(game: Game) -> None:
 def _borrow_base(plan: Plan, cell: Cell, game: Game) -> None:
     """Copy the base model's judged answers from its own run, where that asked the same."""
     source = next(c for c in plan.cells(BASE, cell.seed) if c.fold == cell.fold).folder
-    old, now = _config(source), to_dict(game.config)
+    old, now = _settings(source), _of(game.config)
     same = old is not None and all(old[key] == now[key] for key in EVALUATED)
     if same and old is not None and _asked(old) == _asked(now):
         _borrow(source, game, "eval/base.jsonl")
@@ -196,10 +196,10 @@ def _borrow_trees(plan: Plan, cell: Cell, game: Game) -> None:
     and had them judged alike."""
     if not learns_from_contrasts(game.config.method):
         return
-    now = to_dict(game.config)
+    now = _of(game.config)
     for arm in plan.arms:
         source = next(c for c in plan.cells(arm, cell.seed) if c.fold == cell.fold).folder
-        old = _config(source) if arm != cell.arm else None
+        old = _settings(source) if arm != cell.arm else None
         if (
             old is not None
             and _kind(old["method"]) == _kind(game.config.method)
@@ -254,6 +254,11 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _settings(folder: Path) -> dict[str, Any] | None:
+    """Those of a run, wherever its model and tasks lay then; ``None`` where there is no run."""
     path = folder / "manifest.json"
-    return with_newer_keys(read_json(path)["config"]) if path.is_file() else None
+    return without_places(with_newer_keys(read_json(path)["config"])) if path.is_file() else None
+
+
+def _of(config: Config) -> dict[str, Any]:
+    return without_places(to_dict(config))
