@@ -1,10 +1,12 @@
-"""Progress a person can read: a live bar on a terminal, a line a stage elsewhere."""
+"""Progress a person can read: a live bar on a terminal; elsewhere a line a stage, and of a long one
+a line now and then."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 from rich.progress import (
@@ -16,43 +18,87 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+# Seconds until the first line of a stage in a log, and from one to the next at least; later ones
+# come each after so many times the time of the one before.
+EVERY = 60.0
+LATER = 1.25
+# What is finished within so many seconds was finished before.
+AT_ONCE = 0.5
+
 
 class Meter:
-    """Counts finished items and, beside them, tokens."""
+    """Counts finished items and, beside them, tokens; tells a bar, or says a line now and then."""
 
-    def __init__(self, progress: Progress | None, task: int, total: int) -> None:
-        self._progress, self._task = progress, task
-        self.total = total
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        progress: Progress | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._title, self.total = title, total
+        self._say = say
+        self._bar: Callable[..., None] | None = None
+        if progress is not None:
+            self._bar = partial(progress.update, progress.add_task(title, total=total, note=""))
         self._start = time.monotonic()
+        self._next = EVERY
+        self._note = ""
+        self._before = 0  # items that were there already, when a stage goes on
         self.items = 0
         self.token_count = 0
 
+    def line(self, note: str = "") -> str:
+        """Items, seconds, and ``note`` or the rate."""
+        spent = time.monotonic() - self._start
+        after = note or self.rate()
+        return f"{self._title:<28} {self.items:>5} of {self.total}  {spent:7.1f} s" + (
+            f"  {after}" if after else ""
+        )
+
+    def _now_and_then(self) -> None:
+        spent = time.monotonic() - self._start
+        if self._say is None or spent < self._next:
+            return
+        self._next = max(spent + EVERY, spent * LATER)
+        new = self.items - self._before
+        left = spent / new * (self.total - self.items) if new else 0.0
+        more = f"  about {max(1, round(left / 60))} min left" if left else ""
+        self._say(self.line(self._note) + more)
+
     def advance(self, count: int) -> None:
         self.items += count
-        if self._progress is not None:
-            self._progress.update(self._task, completed=self.items)  # type: ignore[arg-type]
+        if self._bar:
+            self._bar(completed=self.items)
+        if time.monotonic() - self._start < AT_ONCE:
+            self._before = self.items
+        self._now_and_then()
 
     def reach(self, items: int, total: int | None = None) -> None:
         """``items`` are finished now, of ``total`` where that is known only now."""
         if total is not None and total != self.total:
             self.total = total
-            if self._progress is not None:
-                self._progress.update(self._task, total=total)  # type: ignore[arg-type]
+            if self._bar:
+                self._bar(total=total)
         self.advance(items - self.items)
 
     def tokens(self, count: int) -> None:
         self.token_count += count
-        if self._progress is not None:
-            self._progress.update(self._task, note=self.rate())  # type: ignore[arg-type]
+        if self._bar:
+            self._bar(note=self.rate())
+        self._now_and_then()
 
     def sampled(self, tokens: int, items: int) -> None:
         """So many tokens more, which finished so many items."""
+        self.items += items
         self.tokens(tokens)
-        self.advance(items)
+        self.advance(0)
 
     def note(self, text: str) -> None:
-        if self._progress is not None:
-            self._progress.update(self._task, note=text)  # type: ignore[arg-type]
+        if self._bar:
+            self._bar(note=text)
+        self._note = text
+        self._now_and_then()
 
     def rate(self) -> str:
         spent = max(time.monotonic() - self._start, 1e-6)
@@ -71,7 +117,6 @@ class Reporter:
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Meter]:
         """A meter over ``total`` items; its closing line says how long they took."""
-        start = time.monotonic()
         if self.console.is_terminal and not self.console.quiet:
             bar = Progress(
                 TextColumn("{task.description:<28}"),
@@ -85,11 +130,9 @@ class Reporter:
                 transient=True,
             )
             with bar:
-                meter = Meter(bar, bar.add_task(title, total=total, note=""), total)
+                meter = Meter(title, total, progress=bar)
                 yield meter
         else:
-            meter = Meter(None, 0, total)
+            meter = Meter(title, total, say=self.say)
             yield meter
-        spent = time.monotonic() - start
-        rate = f"  {meter.rate()}" if meter.token_count else ""
-        self.say(f"{title:<28} {meter.items:>5} of {meter.total}  {spent:7.1f} s{rate}")
+        self.say(meter.line())
