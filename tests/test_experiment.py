@@ -152,6 +152,10 @@ def test_what_was_killed_goes_on_to_the_same_result(
     assert arms(broken) == arms(whole)
     again = play("main", data, writer, broken, *asked)
     assert again.output.count(": there: ") == 3
+    # Trees are those of an earlier call.
+    assert play("main", data, writer, broken, "--methods", "tdpo").exit_code == 0
+    shared = json.loads((folder_of(broken, writer, "main", "tdpo") / "shared.json").read_text())
+    assert "round-1/judged.jsonl" in shared
     # Where the model lies is no setting, nor where the runs are: one that is missing goes on there,
     # with the answers and the trees that are there.
     moved = shutil.copytree(writer, tmp_path / "elsewhere" / writer.name)

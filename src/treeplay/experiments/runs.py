@@ -192,12 +192,12 @@ def _asked(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _borrow_trees(plan: Plan, cell: Cell, game: Game) -> None:
-    """Copy the trees of round 1 from a run of the same seed that grew them by the same settings
-    and had them judged alike."""
+    """Copy the trees of round 1 from a run of the same seed, of this call or an earlier one, that
+    grew them by the same settings and had them judged alike."""
     if not learns_from_contrasts(game.config.method):
         return
     now = _of(game.config)
-    for arm in plan.arms:
+    for arm in dict.fromkeys([*plan.arms, *plan.protocol.arms]):
         source = next(c for c in plan.cells(arm, cell.seed) if c.fold == cell.fold).folder
         old = _settings(source) if arm != cell.arm else None
         if (
