@@ -25,6 +25,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -124,14 +125,22 @@ def _resampled(
     tables: Sequence[Floats], cluster_T: Ints, seed: int = 0, resamples: int = RESAMPLES
 ) -> list[Floats]:
     """Means of every table (seeds, tasks) on the same crossed resamples; (resamples,) each."""
-    seeds, _ = tables[0].shape
-    clusters = int(cluster_T.max()) + 1
+    seed_RS, task_RT = _weights(len(tables[0]), tuple(cluster_T.tolist()), seed, resamples)
+    return [np.einsum("rs,st,rt->r", seed_RS, table, task_RT, optimize=True) for table in tables]
+
+
+@lru_cache(maxsize=16)  # a page asks for the same ones hundreds of times
+def _weights(
+    seeds: int, cluster_T: tuple[int, ...], seed: int, resamples: int
+) -> tuple[Floats, Floats]:
+    """How much every seed and every task counts in each resample."""
+    clusters = max(cluster_T) + 1
     rng = np.random.default_rng([seed, seeds, clusters])
     cluster_RC = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=resamples)
     seed_RS = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=resamples) / seeds
-    task_RT = cluster_RC[:, cluster_T].astype(np.float64)
+    task_RT = cluster_RC[:, np.array(cluster_T)].astype(np.float64)
     task_RT /= task_RT.sum(axis=1, keepdims=True)
-    return [np.einsum("rs,st,rt->r", seed_RS, table, task_RT, optimize=True) for table in tables]
+    return seed_RS, task_RT
 
 
 def _ends(cluster_T: Ints) -> tuple[float, float]:
