@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from treeplay.config import from_dict, without_places
 from treeplay.errors import RunError
@@ -75,8 +76,9 @@ def export(
         try:
             whole.save_pretrained(str(part), safe_serialization=True)
             policy.tokenizer.save_pretrained(str(part))
-        except OSError as error:
-            raise RunError(f"cannot write {part}: {error.strerror}; name another --out") from error
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(part, ignore_errors=True)
+            raise RunError(f"cannot write {part}: {error}; name another --out") from error
     report = run / "report.json"
     told = read_json(report) if report.is_file() else None
     write_text(part / "README.md", card(manifest, name, told))

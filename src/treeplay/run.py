@@ -141,11 +141,11 @@ def open_run(config: Config, *, resume: bool, anew: bool = False) -> Run:
             + ", ".join(f"{name} {old[name]} (now {new.get(name)})" for name in changed)
             + "; install those, or choose another folder with out=FOLDER"
         )
-    if not keys:
-        manifest["config"] = to_dict(config)  # where things lie now
     if code_digest() not in manifest.setdefault("code", ["unknown"]):
         manifest["code"].append(code_digest())
-    write_json(path, manifest)
+        write_json(path, manifest)
+    if not keys:  # where things lie now; written once they are known to be the same things
+        manifest["config"] = to_dict(config)
     timings = folder / "timings.json"
     spent = read_json(timings) if timings.is_file() else {}
     return Run(folder, config, manifest, spent, anew and not decides, tuple(keys), held)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from treeplay.config import Config
 from treeplay.errors import ConfigError
 from treeplay.experiments.budget import budget_of
-from treeplay.experiments.kept import made_with_other
+from treeplay.experiments.kept import made_with_other, weights_here
 from treeplay.experiments.plan import BASE, Cell, Plan
 from treeplay.ordinary.anchors import ASKED
 from treeplay.play_grow import WITHOUT_BRANCHES
@@ -97,9 +97,10 @@ def lines(plan: Plan) -> list[str]:
             )
     total = [0, 0, 0]
     out.append(f"{'run':<28} {'samples':>8} {'eval tokens':>12} {'grow tokens':>12}  trains on")
+    model = weights_here(plan)
     for arm, seed in plan.units():
         for cell in plan.cells(arm, seed):
-            state = _state(plan, arm, seed)
+            state = _state(plan, arm, seed, model)
             try:
                 found = cost(plan, cell)
             except ConfigError as error:
@@ -123,12 +124,12 @@ def lines(plan: Plan) -> list[str]:
     return out
 
 
-def _state(plan: Plan, arm: str, seed: int) -> str:
+def _state(plan: Plan, arm: str, seed: int, model: str) -> str:
     path = plan.result(arm, seed)
     if not path.is_file():
         return ""
     told = json.loads(path.read_text(encoding="utf-8"))
     if told["faults"]:
         return ""
-    other = made_with_other(plan, arm, seed, told)
+    other = made_with_other(plan, arm, seed, told, model)
     return f"  (there is a result of {other})" if other else "  (done)"

@@ -10,16 +10,22 @@ from treeplay.experiments.plan import Plan, plan_digest
 from treeplay.policy.model import locate
 
 
-def made_with_other(plan: Plan, arm: str, seed: int, told: dict[str, Any]) -> str:
+def weights_here(plan: Plan) -> str:
+    """The identity of the plan's model; nothing where it is not here. Reads all weights."""
+    try:
+        return locate(plan.model)[2]
+    except ModelError:
+        return ""
+
+
+def made_with_other(plan: Plan, arm: str, seed: int, told: dict[str, Any], model: str) -> str:
     """What a result was made with that is not the plan's, in words; nothing where it is the same.
-    The model is compared by its weights, unless it is not here."""
+    ``model``: see :func:`weights_here`; without, models are not compared."""
     if told["digest"] != plan_digest(plan, arm, seed):
         return "other settings or data"
     if any(other_rule(plan, cell, told) for cell in plan.cells(arm, seed)):
         return "another rule of sampled tokens"
-    try:
-        model = locate(plan.model)[2]
-    except ModelError:
+    if not model:
         return ""
     names = [run["run"]["identities"]["base"].partition("+")[0] for run in told["runs"]]
     return next((f"another model ({name}, not {model})" for name in names if name != model), "")

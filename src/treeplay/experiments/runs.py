@@ -22,7 +22,7 @@ from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.budget import BUDGETS, budget_of
 from treeplay.experiments.collect import collect, without_paths, write_result
-from treeplay.experiments.kept import made_with_other
+from treeplay.experiments.kept import made_with_other, weights_here
 from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
 from treeplay.hold import BusyError, hold
 from treeplay.play import Game
@@ -56,12 +56,13 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     :class:`BusyError` where another process plays one of the runs.
     """
     found = []
+    model = weights_here(plan)
     units = plan.units()
     for number, (arm, seed) in enumerate(units, start=1):
         path = plan.result(arm, seed)
         old = read_json(path) if path.is_file() else None
         if old is not None and not old["faults"]:
-            if other := made_with_other(plan, arm, seed, old):
+            if other := made_with_other(plan, arm, seed, old, model):
                 raise ConfigError(
                     f"{path} was made with {other}; remove it, or choose another folder with "
                     "--results"
@@ -184,7 +185,7 @@ def _known(plan: Plan, cell: Cell) -> bool:
     were kept and runs were not, it need not be asked once more."""
     path = plan.result(BASE, cell.seed)
     found = read_json(path) if path.is_file() else {"faults": [""]}
-    return not found["faults"] and not made_with_other(plan, BASE, cell.seed, found)
+    return not found["faults"] and found["digest"] == plan_digest(plan, BASE, cell.seed)
 
 
 def _asked(config: dict[str, Any]) -> dict[str, Any]:
