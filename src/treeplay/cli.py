@@ -231,6 +231,32 @@ def tasks_validate(
         raise typer.Exit(1)
 
 
+@tasks_app.command("fetch")
+@told
+def tasks_fetch(
+    folder: Annotated[Path, typer.Argument(help="Folder to put the git checkouts in.")],
+    kinds: Annotated[
+        list[str] | None, typer.Argument(help="Data sets, as tasks import names them; else all.")
+    ] = None,
+) -> None:
+    """Fetch public data sets at the revisions that were used: for tasks import and experiment."""
+    from treeplay.errors import ConfigError
+    from treeplay.tasks.fetch import SOURCES, fetch
+    from treeplay.words import nearest
+
+    for kind in kinds or ():
+        if kind not in SOURCES:
+            raise ConfigError(f"unknown data set {kind!r}; {nearest(kind, SOURCES)}")
+    chosen = {kind: SOURCES[kind] for kind in kinds or SOURCES}
+    folder.mkdir(parents=True, exist_ok=True)
+    fetch(folder, chosen, lambda line: out.print(line, markup=False))
+    for kind, source in chosen.items():
+        out.print(
+            f"  {kind:<13} {folder / source.folder / source.path}  (licence: {source.license})",
+            markup=False,
+        )
+
+
 @tasks_app.command("import")
 @told
 def tasks_import(

@@ -19,7 +19,9 @@ def experiment(
         str | None, typer.Argument(help="main, unseen, transfer, ablation, paper or scale.")
     ] = None,
     overrides: Overrides = None,
-    data: Annotated[Path | None, typer.Option(help="Folder of the record-form files.")] = None,
+    data: Annotated[
+        Path, typer.Option(help="Folder of data sets: see tasks fetch.", envvar="TREEPLAY_DATA")
+    ] = Path("data"),
     model: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")] = "smollm2",
     methods: Annotated[str, typer.Option(help="Arms to play, comma separated.")] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "0,1,2",
@@ -46,10 +48,20 @@ def experiment(
         for path in write_page(tables, page):
             out.print(f"written: {path}", markup=False)
         return
-    if name is None or data is None:
-        raise ConfigError("experiment takes a NAME and --data FOLDER, or --tables FOLDER")
+    if name is None:
+        raise ConfigError("experiment takes a NAME, or --tables FOLDER")
     if results is None:
         results = folder / "smoke-results" if size == "smoke" else Path("results")
+    if dry_run:
+        from treeplay.experiments.data import missing_files
+        from treeplay.experiments.protocol import load_protocol
+
+        protocol = load_protocol(name)
+        if missing := missing_files(protocol, data):
+            out.print(f"experiment {name}: {protocol.title}", markup=False)
+            out.print(f"arms: {', '.join(protocol.arms)}", markup=False)
+            out.print(f"tasks and costs are not known yet: {missing}", markup=False)
+            return
     plan, reporter = _plan(name, overrides, data, model, methods, seeds, size, folder, results)
     from treeplay.experiments.costs import lines
     from treeplay.experiments.runs import run_plan

@@ -22,6 +22,7 @@ from treeplay.judge.cwe import ancestors, cwe_matches, cwe_number
 from treeplay.run import read_json, write_json
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.decision import decision_form
+from treeplay.tasks.fetch import SOURCES
 from treeplay.tasks.importers import KINDS, import_tasks
 from treeplay.tasks.jsonl import write_tasks
 from treeplay.tasks.pack import load_pack
@@ -45,21 +46,34 @@ class Prepared:
     facts: dict[str, Any]
 
 
-def check_files(protocol: Protocol, folder: Path) -> None:
-    """Raises :class:`TaskError` naming every file that the protocol needs and that is not there."""
-    missing = [name for name in protocol.files() if not (folder / name).is_file()]
-    if missing:
-        raise TaskError(
-            f"{folder} lacks {', '.join(missing)}, which experiment {protocol.name} needs; put "
-            "the record-form files there or name their folder with --data"
-        )
+def place_of(kind: str, folder: Path) -> Path | None:
+    """Where a data set lies in ``folder``: its file in record form, or its repository as
+    ``treeplay tasks fetch`` checks it out (both give the same tasks); None where neither is."""
+    source = SOURCES[kind]
+    places = (folder / FILES[kind], folder / source.folder / source.path)
+    return next((place for place in places if place.exists()), None)
+
+
+def missing_files(protocol: Protocol, folder: Path) -> str:
+    """A sentence that names every data set that the protocol needs and that is not in ``folder``,
+    and says where they are to be had; nothing where all are there."""
+    missing = [kind for kind in protocol.kinds() if place_of(kind, folder) is None]
+    if not missing:
+        return ""
+    return (
+        f"{folder} lacks {', '.join(FILES[kind] for kind in missing)}, which experiment "
+        f"{protocol.name} needs; run 'treeplay tasks fetch {folder} {' '.join(missing)}', or name "
+        "another folder with --data"
+    )
 
 
 def prepare(protocol: Protocol, data: Path, out: Path, size: Size, say: Say) -> list[Prepared]:
     """Write the task files of every fold under ``out`` (once: what is there for the same data and
     protocol is used again). Raises :class:`TaskError` where a part has no tasks."""
-    check_files(protocol, data)
-    digests = {name: _file_digest(data / name) for name in protocol.files()}
+    if missing := missing_files(protocol, data):
+        raise TaskError(missing)
+    found_at = {kind: place_of(kind, data) for kind in protocol.kinds()}
+    digests = {FILES[kind]: _place_digest(place) for kind, place in found_at.items() if place}
     parts = [asdict(part) for part in (*protocol.train, *protocol.eval)]
     sources = _Sources(data, say)
     folds = _folds(protocol, sources) if protocol.folds > 1 else [None]
@@ -119,8 +133,10 @@ class _Sources:
             elif source not in KINDS:
                 raise TaskError(f"no importer reads {FILES[source]} ({source})")
             else:
-                result = import_tasks(source, self.folder / FILES[source])
-                self.say(f"{FILES[source]}: {len(result.tasks)} tasks")
+                place = place_of(source, self.folder)
+                assert place is not None  # or prepare() had said so
+                result = import_tasks(source, place)
+                self.say(f"{place}: {len(result.tasks)} tasks")
                 self.known[source] = result.tasks
         return self.known[source]
 
@@ -271,11 +287,20 @@ def _number(cwe: str) -> tuple[int, str]:
     return (int(digits) if digits.isdigit() else -1, cwe)
 
 
+def _place_digest(place: Path) -> str:
+    """Of a file, or of all files in a folder."""
+    if place.is_file():
+        return _file_digest(place)
+    files = sorted(path for path in place.rglob("*") if path.is_file())
+    told = [f"{path.relative_to(place)} {_file_digest(path)}" for path in files]
+    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:16]
+
+
 def _file_digest(path: Path) -> str:
     stat = path.stat()
     return _digest(str(path), stat.st_size, stat.st_mtime_ns)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=4096)
 def _digest(path: str, size: int, changed: int) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -22,7 +22,7 @@ Size = Literal["cpu", "gpu", "smoke"]
 SIZES: tuple[Size, ...] = ("cpu", "gpu", "smoke")
 SMOKE_TASKS = 2
 
-# Files of the data folder, by the kind that the importers know them as.
+# Data sets in record form: files of the data folder, by the kind that the importers know them as.
 FILES = {
     "seccodeplt": "seccodeplt.jsonl",
     "safecoder": "safecoder.train.jsonl",
@@ -90,10 +90,9 @@ class Protocol:
     folds: int = 1
     by_language: bool = False
 
-    def files(self) -> list[str]:
-        """The files of the data folder that the protocol needs."""
-        kinds = dict.fromkeys(p.source for p in (*self.train, *self.eval) if p.source in FILES)
-        return [FILES[kind] for kind in kinds]
+    def kinds(self) -> list[str]:
+        """The data sets that the protocol needs, the starter pack left out."""
+        return list(dict.fromkeys(p.source for p in (*self.train, *self.eval) if p.source in FILES))
 
 
 def protocol_names() -> list[str]:

@@ -31,7 +31,6 @@ from treeplay.tasks.task import Task, Tests, make_task
 
 PATTERNS = (
     "cweval*.jsonl",
-    "core/*/*_task.*",
     "benchmark/*/*/*_task.*",
     "*/*/*_task.*",
     "*_task.*",

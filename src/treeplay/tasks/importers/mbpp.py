@@ -2,9 +2,10 @@
 
 Upstream records are those of ``mbpp.jsonl`` (``task_id``, ``text``, ``code``, ``test_list``,
 ``test_setup_code``) or of ``sanitized-mbpp.json`` (``prompt`` for the text, ``test_imports``), also
-as parquet. Of them the prompt is made as in the converted records (MultiPL-E's form): the imports
-and the helpers that the reference has before its function, the signature, and a docstring with the
-text and the asserts. Converted records come with the prompt, and without a reference.
+as parquet. Of them the prompt is made as in MultiPL-E's form: the imports and the helpers that the
+reference has before its function, the signature, and a docstring with the text and the asserts.
+Files of that form itself (a YAML file a task, as eth-sri/SafeCoder has them in data_eval/mbpp) and
+converted records come with the prompt, and without a reference.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import builtins
 import re
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from treeplay.tasks.importers.report import ImportResult, ReportLine
 from treeplay.tasks.importers.signature import parse_python
 from treeplay.tasks.task import Task, Tests
 
-PATTERNS = ("sanitized-mbpp.json", "mbpp*.jsonl", "*/*.parquet", "*.parquet", "*.jsonl")
+PATTERNS = (
+    *("sanitized-mbpp.json", "mbpp*.jsonl", "mbpp_*.yaml", "data_eval/mbpp/mbpp_*.yaml"),
+    *("*/*.parquet", "*.parquet", "*.jsonl"),
+)
 OTHER_FUNCTION = "the prompt begins another function than the tests call, so no answer can pass"
 NO_FUNCTION = "the reference does not define the function that the tests call"
 NO_PARSE = "the reference is no Python of this interpreter"
@@ -37,19 +41,31 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
     """Every record that can be answered, split "eval"; the reference as ``golden`` where there is
     one."""
     del max_chars  # the set has no long items
-    what = "MBPP's mbpp.jsonl or sanitized-mbpp.json"
-    return load_general("mbpp", path, PATTERNS, what, _task)
+    what = "MBPP's mbpp.jsonl, sanitized-mbpp.json or mbpp_*.yaml"
+    result = load_general("mbpp", path, PATTERNS, what, _task)
+    # Files of one task each come in the order of their names.
+    return replace(result, tasks=sorted(result.tasks, key=_number))
+
+
+def _number(task: Task) -> int:
+    number = task.id.rpartition("/")[2]
+    return int(number) if number.isdecimal() else 0
 
 
 def _task(located: Located, lines: list[ReportLine]) -> Task | None:
-    return (_from_record if located.is_record else _from_upstream)(located, lines)
-
-
-def _from_record(located: Located, lines: list[ReportLine]) -> Task | None:
     data, where = located.data, located.where
-    name = text_of(data, "id", where)
-    prompt = text_of(data, "prompt", where)
-    test = text_of(object_of(data, "meta", where), "test", where)
+    if located.is_record:
+        test = text_of(object_of(data, "meta", where), "test", where)
+        return _from_prompt(located, lines, text_of(data, "id", where), test)
+    if "tests" in data:
+        name = text_of(data, "name", where).replace("_", "/")
+        return _from_prompt(located, lines, name, text_of(data, "tests", where))
+    return _from_upstream(located, lines)
+
+
+def _from_prompt(located: Located, lines: list[ReportLine], name: str, test: str) -> Task | None:
+    where = located.where
+    prompt = text_of(located.data, "prompt", where)
     begun = re.findall(r"^def[ \t]+(\w+)", prompt, re.MULTILINE)
     called = _called(test, begun)
     if not begun or (called and called not in begun):

@@ -1,4 +1,4 @@
-"""Reading what others publish: JSON, JSONL and parquet files, and the words in them."""
+"""Reading what others publish: JSON, JSONL, YAML and parquet files, and the words in them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from treeplay.errors import TaskError
 from treeplay.tasks.jsonl import read_lines
@@ -32,6 +34,8 @@ _SUFFIXES = {
     ".rs": "rust",
     ".php": "php",
 }
+# What a set is told to be under that has no licence file.
+NO_LICENSE = "none stated (no LICENSE file in repo)"
 _CWE = re.compile(r"cwe[-_ :]*0*(\d+)", re.IGNORECASE)
 
 
@@ -69,7 +73,8 @@ def find_inputs(path: str | Path, patterns: tuple[str, ...], what: str) -> list[
 
 
 def read_records(path: Path) -> list[Located]:
-    """Every record of a .jsonl (also .jsonl.gz), .json (a list) or .parquet file.
+    """Every record of a .jsonl (also .jsonl.gz), .json (a list), .yaml (one record) or .parquet
+    file.
 
     Raises TaskError naming file and line for a record that is no object or no JSON.
     """
@@ -77,6 +82,8 @@ def read_records(path: Path) -> list[Located]:
         values = [(f"{path}[{i}]", value) for i, value in enumerate(_parquet(path))]
     elif path.suffix == ".json":
         values = [(f"{path}[{i}]", value) for i, value in enumerate(_json_list(path))]
+    elif path.suffix == ".yaml":
+        values = [(str(path), _yaml(path))]
     else:
         values = [(f"{path}:{number}", value) for number, value in read_lines(path)]
     records = []
@@ -103,6 +110,14 @@ def _json_list(path: Path) -> list[Any]:
     if not isinstance(value, list):
         raise TaskError(f"{path}: must hold a JSON list of records")
     return value
+
+
+def _yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        first = str(error).splitlines()[0]
+        raise TaskError(f"{path}: not readable YAML ({first}); fetch it again") from None
 
 
 def _parquet(path: Path) -> list[Any]:

@@ -26,6 +26,7 @@ from treeplay.tasks.importers.pairs import (
     too_long,
 )
 from treeplay.tasks.importers.reading import (
+    NO_LICENSE,
     Located,
     cwe_names,
     find_inputs,
@@ -142,7 +143,7 @@ def _item(located: Located) -> _Item:
         testcases=text_of(unittest, "testcases", where, ""),
         requires=[str(name) for name in requires] if isinstance(requires, list) else [],
         rule=text_of(holder, "rule", where, ""),
-        license=text_of(data, "license", where, ""),
+        license=text_of(data, "license", where, NO_LICENSE),
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from treeplay.errors import TaskError
 from treeplay.tasks.importers.pairs import DUPLICATE, NO_PARSE_VULNERABLE, UNUSABLE
 from treeplay.tasks.importers.reading import (
+    NO_LICENSE,
     Located,
     cwe_names,
     find_inputs,
@@ -52,7 +53,7 @@ def _task(
     else:
         name = f"securityeval/{text_of(data, 'ID', where)}"
         prompt, insecure = text_of(data, "Prompt", where), text_of(data, "Insecure_code", where)
-        license_name = ""
+        license_name = NO_LICENSE
     if (prompt, insecure) in first:
         detail = f"of {first[prompt, insecure]}"
         lines.append(ReportLine(name, "dropped", DUPLICATE, where, detail))

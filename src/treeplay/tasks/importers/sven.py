@@ -4,6 +4,7 @@ scenarios (data_eval/*/cwe-*/*/ with info.json, file_context and func_context)."
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
             if located.is_record and located.data["secure"] is None:
                 scenarios.append(_converted_scenario(located))
             else:
-                pairs.append(read_pair(located, "sven"))
+                # Upstream gives no prompt, and the records' are the same signatures.
+                pairs.append(replace(read_pair(located, "sven"), given=None))
     tasks, lines, remarks = pairs_to_tasks(pairs, comment=False, max_chars=max_chars)
     tasks += _scenario_tasks(scenarios, lines)
     if scenarios:
