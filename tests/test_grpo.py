@@ -22,6 +22,7 @@ from treeplay.grpo import (
     Course,
     GrpoConfig,
     GrpoRewards,
+    nothing_learnt,
     order,
     reward_of,
     rows_at_once,
@@ -110,7 +111,7 @@ def test_steps_follow_epochs_or_the_budget() -> None:
     rates = []
     for step in range(8):
         rates.append(course.rate())
-        course.rows.append({"step": step, "sampled": 10})
+        course.rows.append({"step": step, "sampled": 10, "learnt": 30})
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[3:] == pytest.approx([5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
     assert course.over()
@@ -118,12 +119,15 @@ def test_steps_follow_epochs_or_the_budget() -> None:
     config = GrpoConfig(generations=4, budget=1000, max_tokens=25)
     spent = Course(config, replace(train, schedule="linear"), tasks=5)
     assert spent.rate() == pytest.approx(0.2 / 0.25)  # a step is at most 200 of 1000 tokens
-    spent.rows.append({"sampled": 550})
+    spent.rows.append({"sampled": 550, "learnt": 1650})
     assert spent.rate() == pytest.approx(0.45 / 0.75)
     assert not spent.over()
-    both = replace(spent, train=replace(train, budget=550))
-    assert both.over()
-    spent.rows.append({"sampled": 450})
+    # Gradient tokens are those of answers with their prompts.
+    assert replace(spent, train=replace(train, budget=1650)).over()
+    assert not replace(spent, train=replace(train, budget=1651)).over()
+    alone = Course(GrpoConfig(generations=4, max_tokens=25), replace(train, budget=2000), 5, 75)
+    assert alone.rate() == pytest.approx((8 * 100 / 2000) / 0.4)
+    spent.rows.append({"sampled": 450, "learnt": 1350})
     assert spent.over()
 
 
@@ -290,19 +294,18 @@ def test_passes_of_any_size_learn_the_same(policy: Policy, tmp_path: Path) -> No
 
 @needs_trl
 def test_what_is_unknown_moves_nothing(policy: Policy, tmp_path: Path) -> None:
-    said: list[str] = []
     train = replace(TRAIN, epochs=1)
 
     def dumb(items: Sequence[tuple[Task, str]]) -> list[Verdict]:
         return [Verdict("unknown") for _ in items]
 
-    (row,) = learnt(policy, tmp_path / "dumb", judged=dumb, train=train, say=said.append)
+    (row,) = learnt(policy, tmp_path / "dumb", judged=dumb, train=train)
     assert row["grad_norm"] == 0
     assert "reward" not in row
     assert row["unknown"] == 8
-    assert len(said) == 1
-    assert "nothing was learnt" in said[0]
-    assert "(8 unknown)" in said[0]
+    assert "nothing was learnt" in nothing_learnt([row])
+    assert "(8 unknown)" in nothing_learnt([row])
+    assert nothing_learnt([row, {**row, "groups": 1}]) == ""
 
 
 @needs_trl
@@ -350,6 +353,7 @@ def test_two_rounds_are_played(writer: Path, tmp_path: Path) -> None:
             assert json.loads((folder / "adapter/treeplay.json").read_text())["tokenizer"]
             (row,) = read_jsonl(folder / "train.jsonl")
             assert math.isfinite(row["loss"])
+            assert row["learnt"] == row["tokens"] > row["sampled"]
             assert (
                 sum(row[label] for label in ("secure", "vulnerable", "inert", "invalid", "unknown"))
                 == 8

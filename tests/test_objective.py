@@ -341,3 +341,14 @@ def test_an_exploding_loss_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"loss exploded at step \d+: .* lower train\.learning_rate"):
         train(sure(), contrasts, config, 0, tmp_path)
     assert not (tmp_path / "adapter").exists()
+
+
+def test_a_last_step_that_explodes_is_named(tmp_path: Path) -> None:
+    """No step comes behind it that would see."""
+    contrasts = score_opponent(sure(), some_contrasts(), SMALL)
+    once = replace(SMALL, learning_rate=10.0, epochs=2, groups_per_step=99, warmup=0, clip=0.0)
+    with pytest.raises(RunError, match=r"loss exploded at the last step, 2: .* lower train"):
+        train(sure(), contrasts, once, 0, tmp_path / "much")
+    assert not (tmp_path / "much" / "adapter").exists()
+    train(sure(), contrasts, replace(once, learning_rate=1e-4), 0, tmp_path / "little")
+    assert (tmp_path / "little" / "adapter").is_dir()

@@ -200,22 +200,41 @@ def test_answers_to_other_questions_are_not_compared(
     write_page(results, page)  # the same file in another folder
     told["runs"][0]["run"]["config"] |= change
     path.write_text(json.dumps(told))
-    message = rf"main/tiny: .* and tsp, seed 1 were evaluated otherwise \({key} differ\)"
+    message = rf"main/tiny: .* and tsp, seed 1 were not trained on, .* alike \({key} differ\)"
     with pytest.raises(RunError, match=message):
         write_page(results, page)
 
 
-def test_answers_to_other_tasks_are_not_compared(results: Path) -> None:
-    for name, same in (("train.jsonl", True), ("token/s.jsonl", False)):
-        path = results / "main" / "tiny" / "tsp" / "1.json"
+@pytest.mark.parametrize("name", ["train.jsonl", "token/s.jsonl"])
+def test_players_of_other_tasks_are_not_compared(name: str, results: Path) -> None:
+    path = results / "main" / "tiny" / "tsp" / "1.json"
+    told = json.loads(path.read_text())
+    told["data"][0]["digests"] = {name: "1f"}
+    path.write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"tsp, seed 1 were not .* alike \(tasks differ"):
+        read_studies(results)
+
+
+def test_verdicts_of_other_judges_are_not_compared(results: Path) -> None:
+    path = results / "main" / "tiny" / "tsp" / "1.json"
+    told = json.loads(path.read_text())
+    told["runs"][0]["run"]["identities"] = {"judge": "judge 3; bandit absent"}
+    path.write_text(json.dumps(told))
+    with pytest.raises(RunError, match=r"tsp, seed 1 were not .* judged alike \(judge differ"):
+        read_studies(results)
+
+
+def test_arms_of_other_settings_have_a_command_of_their_own(results: Path, page: Path) -> None:
+    for seed in (0, 1):
+        path = results / "main" / "tiny" / "sft" / f"{seed}.json"
         told = json.loads(path.read_text())
-        told["data"][0]["digests"] = {name: "1f"}
-        path.write_text(json.dumps(told))
-        if same:
-            read_studies(results)
-            continue
-        with pytest.raises(RunError, match=r"tsp, seed 1 were evaluated otherwise \(tasks differ"):
-            read_studies(results)
+        path.write_text(json.dumps({**told, "overrides": ["train.learning_rate=0.001"]}))
+    write_page(results, page)
+    commands = [one for one in page.read_text().splitlines() if one.startswith("treeplay exp")]
+    assert len(commands) == 2
+    assert "--methods tsp,dpo" in commands[0]
+    assert "--methods sft train.learning_rate=0.001" in commands[1]
+    assert "learning_rate" not in commands[0]
 
 
 def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:
@@ -269,6 +288,13 @@ def test_an_arm_that_was_not_trained_or_has_fewer_seeds_is_told(results: Path, p
     told = json.loads(path.read_text())
     told["runs"][0]["used"]["gradient"] = 0
     told["runs"][0]["run"]["method"] = "grpo"
+    path.write_text(json.dumps(told))
+    told["runs"][0]["training"] = {"round-1": {"steps": 3, "groups": 2}}
+    told["runs"][0]["used"]["gradient"] = 900
+    path.write_text(json.dumps(told))
+    assert "never trained" not in page_files(results, page)[page]
+    # Every answer was sampled, and passed through the model, for nothing.
+    told["runs"][0]["training"]["round-1"]["groups"] = 0
     path.write_text(json.dumps(told))
     files = page_files(results, page)
     text = files[page]

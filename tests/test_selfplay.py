@@ -21,7 +21,8 @@ from treeplay.contrasts import Contrast, contrast_from_json
 from treeplay.errors import ConfigError, RunError
 from treeplay.grow import missing
 from treeplay.judge.verdict import Verdict
-from treeplay.play_over import check_watched, doubt, doubts_of_answers
+from treeplay.play_doubts import doubt, doubts_of_answers
+from treeplay.play_over import check_watched
 from treeplay.policy.score import plain_logps
 from treeplay.report import build_report
 from treeplay.run import read_json, read_jsonl

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from treeplay.experiments.stats import (
     _ends,
-    _student,
+    _spread,
     difference,
     estimate,
     holm,
+    p_of_none,
+    quasi_t,
     ratio,
     sign_flip,
 )
@@ -105,19 +107,47 @@ def test_few_clusters_are_told_apart_less_well_than_percentiles_say() -> None:
     assert few.low is not None
     assert few.high is not None
     assert few.high - few.low == pytest.approx(2 * 2.306 * error, rel=0.06)
-    assert _ends(np.arange(9)) == pytest.approx((0.7225, 99.2775), abs=1e-3)
-    assert _ends(np.arange(100_000)) == pytest.approx((2.5, 97.5), abs=1e-3)
+    assert ends([1] * 9) == pytest.approx((0.7225, 99.2775), abs=1e-3)
+    assert ends([1] * 100_000) == pytest.approx((2.5, 97.5), abs=1e-3)
     # Ten tasks in two clusters of five count as two, ten of which nine are alone as fewer than ten.
-    assert _ends(np.repeat(np.arange(2), 5)) == _ends(np.arange(2))
-    alone, mixed = _ends(np.arange(10))[0], _ends(np.repeat(np.arange(10), [5, *[1] * 9]))[0]
-    assert mixed < alone
+    assert ends([5, 5]) == pytest.approx(ends([1, 1]))
+    assert ends([5, *[1] * 9])[0] < ends([1] * 10)[0]
 
 
-@pytest.mark.parametrize(
-    ("degrees", "quantile"), [(4, 2.7764), (8, 2.3060), (23, 2.0687), (72, 1.9935)]
-)
-def test_students_quantile(degrees: int, quantile: float) -> None:
-    assert _student(1.959964, degrees) == pytest.approx(quantile, rel=1e-3)
+def ends(sizes: list[int]) -> tuple[float, float]:
+    """Percentiles for clusters of these sizes, one seed."""
+    rng = np.random.default_rng(1)
+    values = rng.normal(0, 1, (1, sum(sizes)))
+    return _ends(_spread(values, np.repeat(np.arange(len(sizes)), sizes)))
+
+
+def test_the_spread_of_few_seeds_counts() -> None:
+    """Two tables with the same task means: one whose seeds agree, one whose seeds do not."""
+    tasks = np.linspace(-1, 1, 41) + 0.5
+    alike = np.tile(tasks, (3, 1))
+    apart = tasks + np.array([[-0.4], [0.0], [0.4]])
+    same, wide = estimate(alike), estimate(apart)
+    assert same.value == pytest.approx(0.5)
+    assert wide.value == pytest.approx(0.5)
+    assert None not in (same.low, same.high, wide.low, wide.high)
+    assert wide.low < same.low - 0.1 < same.high + 0.1 < wide.high  # type: ignore[operator]
+    # By hand: variances over tasks s^2 / 41, over seeds 0.4^2 / 3; Satterthwaite's degrees.
+    v_tasks, v_seeds = float(tasks.var(ddof=1)) / 41, 0.16 / 3
+    spread = _spread(apart, np.arange(41))
+    assert (spread.tasks, spread.seeds) == pytest.approx((v_tasks, v_seeds))
+    degrees = (v_tasks + v_seeds) ** 2 / (v_tasks**2 / 40 + v_seeds**2 / 2)
+    assert spread.degrees == pytest.approx(degrees)
+    zero = np.zeros_like(apart)
+    # t = 0.5 / sqrt(0.00875 + 0.0533) = 2.0069 with 2.71 degrees of freedom
+    assert quasi_t(apart, zero) == pytest.approx(0.1489, abs=2e-3)
+    assert p_of_none(apart, zero) == quasi_t(apart, zero)
+    # With seeds that agree it is the t-test over tasks, and the sign flips are near it.
+    sure = quasi_t(alike, zero)
+    assert sure == pytest.approx(sign_flip(alike, zero), abs=1e-3)
+    # One seed: nothing is known of others.
+    assert quasi_t(alike[:1], zero[:1]) is None
+    assert p_of_none(alike[:1], zero[:1]) == sign_flip(alike[:1], zero[:1])
+    assert quasi_t(zero, zero) == 1.0
 
 
 @settings(deadline=None, max_examples=30)
@@ -127,6 +157,7 @@ def test_a_method_does_not_differ_from_itself(seeds: int, tasks: int, seed: int)
     found = difference(values, values, resamples=50)
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
     assert sign_flip(values, values) == 1.0
+    assert p_of_none(values, values) == 1.0
 
 
 @settings(deadline=None, max_examples=30)

@@ -281,6 +281,22 @@ def test_a_loss_that_explodes_is_named(
         trained(tmp_path, train)
 
 
+def test_a_last_step_that_explodes_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = sven.program_loss
+
+    def exploding(model: Any, program: Any, config: Any, dropout: float = 0.0) -> Any:
+        loss, parts = real(model, program, config, dropout)
+        looked_back = not torch.is_grad_enabled()
+        return loss, {**parts, "likelihood": parts["likelihood"] + 99.0 * looked_back}
+
+    monkeypatch.setattr(sven, "program_loss", exploding)
+    with pytest.raises(RunError, match=r"the loss exploded at the last step, \d+: 1\d\d nats"):
+        trained(tmp_path, replace(TRAIN, epochs=1))
+    assert not (tmp_path / "adapter").exists()
+
+
 # The whole game.
 
 

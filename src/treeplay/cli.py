@@ -40,6 +40,23 @@ Resume = Annotated[bool, typer.Option(help="Go on with the run in the run folder
 Round = Annotated[int, typer.Option("--round", help="Which round.", min=1)]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        out.print(f"treeplay {version('treeplay')}", markup=False)
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 @told
 def play(
@@ -87,14 +104,18 @@ def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None
 def evaluate(
     recipe: Annotated[str | None, typer.Argument(help="A recipe, to evaluate its run.")] = None,
     overrides: Overrides = None,
-    round: Annotated[int, typer.Option("--round", help="0 is the base model.", min=0)] = 0,
+    round: Annotated[
+        int | None, typer.Option("--round", help="0, the default, is the base model.", min=0)
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or GGUF file.")] = None,
-    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter on the model.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder of a PEFT adapter on it.")] = None,
     tasks: Annotated[str | None, typer.Option(help="JSONL file, or 'starter'.")] = None,
     samples: Annotated[int | None, typer.Option(help="Samples a task.", min=1)] = None,
     folder: Annotated[str | None, typer.Option("--out", help="Where to write.")] = None,
     form: Annotated[str | None, typer.Option(help="full, statement or token.")] = None,
-    name: Annotated[str, typer.Option(help="What to call the player in the report.")] = "player",
+    name: Annotated[
+        str | None, typer.Option(help="What to call the player in the report: else 'player'.")
+    ] = None,
     resume: Resume = False,
 ) -> None:
     """Evaluate a player of a run (RECIPE --round N), or any model (--model M --tasks FILE)."""
@@ -103,13 +124,29 @@ def evaluate(
         recipe = None
     if (recipe is None) == (model is None):
         raise TreeplayError("eval takes a recipe, or --model with --tasks; give one of the two")
+    _check_name(name or "")
     if recipe is not None:
+        others = {
+            "--adapter": adapter,
+            "--tasks": tasks,
+            "--samples": samples,
+            "--out": folder,
+            "--form": form,
+            "--name": name,
+        }
+        if given := [option for option, value in others.items() if value is not None]:
+            raise TreeplayError(
+                f"{', '.join(given)} {'is' if len(given) == 1 else 'are'} for eval --model; a "
+                "recipe's run is evaluated as the recipe says (give key=value to change it)"
+            )
         with closing(_game(recipe, overrides, resume=True)) as game:
-            game.evaluate(round)
+            game.evaluate(round or 0)
         _report(game.run.folder)
         return
     if tasks is None or folder is None:
         raise TreeplayError("eval --model also needs --tasks FILE.jsonl and --out FOLDER")
+    if round is not None:
+        raise TreeplayError("--round is for eval RECIPE; the player of eval --model is the model")
     settings: dict[str, Any] = {
         "model.name": model,
         "model.adapter": adapter,
@@ -119,10 +156,23 @@ def evaluate(
     }
     settings["tasks.eval"] = [tasks]
     given = [f"{key}={_quoted(value)}" for key, value in settings.items() if value is not None]
+    for key in settings:
+        if any(one.startswith(f"{key}=") for one in overrides or ()):
+            raise TreeplayError(f"{key} is what an option of eval --model says; give it only there")
     given += overrides or []
-    with closing(_game(None, given, resume, anew=resume, name=name, training=False)) as game:
+    player = name or "player"
+    with closing(_game(None, given, resume, anew=resume, name=player, training=False)) as game:
         game.evaluate(0)
     _report(game.run.folder)
+
+
+def _check_name(name: str) -> None:
+    """A player's name is a part of file names."""
+    if name.startswith(".") or not set(name).isdisjoint("/\\\0"):
+        raise TreeplayError(
+            f"--name {name}: a player's name must be good for a file name, without slashes and "
+            f"not beginning with a dot; {name.rpartition('/')[2].lstrip('.') or 'player'}, say"
+        )
 
 
 @app.command()
@@ -272,11 +322,20 @@ def tasks_import(
     """Import a public data set; its known faults are counted and reported."""
     from treeplay.tasks.importers import import_tasks
     from treeplay.tasks.jsonl import write_tasks
+    from treeplay.words import nearest
 
     result = import_tasks(kind, path)
     wanted = {name.strip() for name in languages.split(",") if name.strip()}
+    there = {task.language for task in result.tasks}
+    if strange := sorted(wanted - there):
+        raise TreeplayError(
+            f"--languages: {path} has no task in {strange[0]!r}; {nearest(strange[0], there)}"
+        )
     spoken = [task for task in result.tasks if not wanted or task.language in wanted]
     kept = [task for task in spoken if len(task.prompt + (task.golden or "")) <= max_chars]
+    if not kept:
+        out.print(str(result.report), markup=False)
+        raise TreeplayError(f"{path}: no task is left of it, so nothing was written")
     write_tasks(target, kept)
     out.print(str(result.report) if details else result.report.summary(), markup=False)
     if len(kept) < len(spoken):
@@ -299,8 +358,11 @@ def _game(
     from treeplay.run import open_run
 
     config = load_config(recipe, overrides or [])
+    reporter = Reporter(err)
+    if anew and not (Path(config.out) / "manifest.json").is_file():
+        reporter.say(f"there is no run in {config.out} to go on with; a new one begins")
     run = open_run(config, resume=resume, anew=anew)
-    return Game(run, Reporter(err), name=name, training=training)
+    return Game(run, reporter, name=name, training=training)
 
 
 def _quoted(value: Any) -> str:

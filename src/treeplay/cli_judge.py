@@ -204,7 +204,8 @@ def _writing(path: Path | None) -> Path:
     target = cast(Path, path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.touch()
+        with target.open("a"):
+            pass
     except OSError as error:
         raise TreeplayError(f"{target}: cannot be written ({error.strerror})") from error
     return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -18,8 +19,16 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# Commands that go on with what is there by themselves; others take --resume, or keep nothing.
+GOES_ON = ("grow", "train", "experiment")
+
+
 def told(command: F) -> F:
     """Turn errors that a person can mend into one sentence and an exit status."""
+    if "resume" in inspect.signature(command).parameters:
+        again = "add --resume to go on"
+    else:
+        again = "run the same again" + " to go on" * (command.__name__ in GOES_ON)
 
     @functools.wraps(command)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
@@ -29,16 +38,19 @@ def told(command: F) -> F:
             err.print(f"error: {error}", markup=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
-            err.print("interrupted; what was made is kept: add --resume to go on", markup=False)
+            kept = "" if again.endswith("again") else "what was made is kept: "
+            err.print(f"interrupted; {kept}{again}", markup=False)
             raise typer.Exit(130) from None
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                text = (
+                    f"the disk is full ({error.filename or error}); free some space, then {again}"
+                )
+            elif error.filename is not None:
+                text = f"{error.filename}: {error.strerror}; check the path and its permissions"
+            else:
                 raise
-            err.print(
-                f"error: the disk is full ({error.filename or error}); free some space, then add "
-                "--resume to go on",
-                markup=False,
-            )
+            err.print(f"error: {text}", markup=False)
             raise typer.Exit(2) from error
 
     return wrapped  # type: ignore[return-value]

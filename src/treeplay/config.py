@@ -161,7 +161,7 @@ def to_yaml(config: Config) -> str:
 
 
 # Settings that say where something lies. What lies there is compared by its own digest.
-PLACES = ("out", "model.name", "model.adapter", "tasks.train", "tasks.eval")
+PLACES = ("out", "model.name", "model.revision", "model.adapter", "tasks.train", "tasks.eval")
 
 
 def without_places(data: Mapping[str, Any], path: str = "") -> dict[str, Any]:

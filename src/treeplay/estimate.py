@@ -176,17 +176,17 @@ def _nodes(game: Game) -> int:
 
 
 def _rewards(game: Game) -> _Training:
-    """The answers of grpo. With a budget of sampled tokens their number depends on their length;
-    they are taken at their longest."""
+    """The answers of grpo. With a budget of tokens their number depends on their length; they are
+    taken at their longest."""
     config = game.config
     longest = config.grpo.max_tokens
-    course = Course(config.grpo, config.train, len(game.tasks))
-    limits = [limit for _, limit in course.spent]
-    answers = course.steps * course.answers
-    if limits:  # the last step is finished
-        answers = -(-min(limits) // (longest * course.answers)) * course.answers
     prompts = [len(encode_path(game.policy, task).ids) for task in game.tasks]
     prompt = max(prompts, default=0)
+    course = Course(config.grpo, config.train, len(game.tasks), prompt)
+    steps = course.steps
+    if course.spent:  # the last step is finished
+        steps = min(-(-limit // most) for _, limit, most in course.spent)
+    answers = steps * course.answers
     learnt = answers * (prompt + longest)
     rounds = config.rounds
     return _Training(0, answers * longest * rounds, answers * rounds, learnt * rounds)

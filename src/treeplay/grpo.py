@@ -14,14 +14,15 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any, Literal
 
 from treeplay.errors import RunError
-from treeplay.judge.verdict import Verdict
+from treeplay.judge.verdict import LABELS, Verdict
 from treeplay.policy.model import Policy, encode_path
 from treeplay.policy.sample import SampleConfig
 from treeplay.tasks.task import Task
@@ -47,9 +48,9 @@ class GrpoConfig(SampleConfig):
     """``generations`` answers a task and step form a group; ``train.groups_per_step`` tasks make a
     step. ``top_p`` stays 1 unless the loss may be biased: TRL's probabilities know of
     ``temperature`` only. ``budget``: sampled tokens after which a round ends, its last step
-    finished (0: ``train.budget`` decides, since each of them has a gradient once, or else
-    ``train.epochs``). ``beta`` weighs the KL divergence from the player that the round began with.
-    ``loss``: how TRL averages over tokens and answers.
+    finished (``train.budget``: gradient tokens, answers with their prompts; with neither,
+    ``train.epochs`` decides). ``beta`` weighs the KL divergence from the player that the
+    round began with. ``loss``: how TRL averages over tokens and answers.
     """
 
     top_p: float = 1.0
@@ -86,11 +87,13 @@ def reward_of(verdict: Verdict, config: GrpoRewards) -> float | None:
 
 @dataclass
 class Course:
-    """How far a round has come, and how far it goes. ``rows`` are the lines of ``train.jsonl``."""
+    """How far a round has come, and how far it goes. ``longest``: tokens of the longest prompt.
+    ``rows`` are the lines of ``train.jsonl``."""
 
     config: GrpoConfig
     train: TrainConfig
     tasks: int
+    longest: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -99,24 +102,32 @@ class Course:
         return self.train.groups_per_step * self.config.generations
 
     @property
-    def spent(self) -> list[tuple[int, int]]:
-        """(tokens used, budget) of the budgets that are set. Every sampled token has a gradient
-        once, so both are spent alike."""
-        used = sum(row["sampled"] for row in self.rows)
-        return [(used, limit) for limit in (self.config.budget, self.train.budget) if limit]
+    def spent(self) -> list[tuple[int, int, int]]:
+        """(tokens used, budget, the most of one step) of the budgets that are set: of sampled
+        tokens, and of gradient tokens, in which every answer counts with its prompt."""
+        written = self.answers * self.config.max_tokens
+        kinds = (
+            ("sampled", self.config.budget, written),
+            ("learnt", self.train.budget, written + self.answers * self.longest),
+        )
+        return [
+            (sum(row[kind] for row in self.rows), limit, most)
+            for kind, limit, most in kinds
+            if limit
+        ]
 
     @property
     def steps(self) -> int:
         """The most steps there can be: with a budget, if every answer were one token long."""
         if self.spent:
-            return min(math.ceil(limit / self.answers) for _, limit in self.spent)
+            return min(math.ceil(limit / self.answers) for _, limit, _ in self.spent)
         return math.ceil(self.train.epochs * self.tasks / self.train.groups_per_step)
 
     @property
     def place(self) -> tuple[int, int]:
         """(how far, of how far): tokens of the budget that ends first, or steps."""
-        found = max(self.spent, key=lambda pair: pair[0] / pair[1], default=None)
-        return found or (len(self.rows), self.steps)
+        found = max(self.spent, key=lambda one: one[0] / one[1], default=None)
+        return found[:2] if found else (len(self.rows), self.steps)
 
     def over(self) -> bool:
         now, goal = self.place
@@ -128,7 +139,7 @@ class Course:
         now, goal = self.place
         behind, one = now / goal, 1 / self.steps
         if self.spent:
-            one = self.answers * self.config.max_tokens / goal
+            one = max(most / limit for _, limit, most in self.spent)
         warm = max(self.train.warmup, one)
         if behind < warm:
             return min(1.0, (behind + one) / warm)
@@ -164,7 +175,6 @@ def train_grpo(
     out: Path,
     start_from: Path | None = None,
     progress: Progress | None = None,
-    say: Callable[[str], None] | None = None,
 ) -> Path:
     """Train an adapter (new, or the one in ``start_from``) and write it to ``out/adapter``.
 
@@ -183,21 +193,27 @@ def train_grpo(
     if (final / "adapter_model.safetensors").is_file():
         return final
     out.mkdir(parents=True, exist_ok=True)
-    course = Course(config, train, len(tasks))
     prompts = [encode_path(policy, task).ids for task in tasks]
+    course = Course(config, train, len(tasks), max(map(len, prompts)))
     learn(policy, tasks, prompts, course, judged, seed, out, start_from, progress)
-    if say and not any(row["groups"] for row in course.rows):
-        counts = {
-            label: sum(row[label] for row in course.rows)
-            for label in ("secure", "vulnerable", "inert", "invalid", "unknown")
-        }
-        found = ", ".join(f"{count} {label}" for label, count in counts.items() if count)
-        say(
-            "warning: nothing was learnt: in no group of answers did two have different rewards "
-            f"({found}); raise grpo.temperature or grpo.generations, or choose tasks that the "
-            "player gets right sometimes"
-        )
     return final
+
+
+def counts_of(rows: Iterable[Mapping[str, Any]]) -> Counter[str]:
+    """How many answers had which verdict in the steps of ``train.jsonl``."""
+    return sum((Counter({label: row[label] for label in LABELS}) for row in rows), Counter())
+
+
+def nothing_learnt(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A warning where no step had anything to learn from; else nothing."""
+    if any(row["groups"] for row in rows):
+        return ""
+    found = ", ".join(f"{count} {label}" for label, count in counts_of(rows).items())
+    return (
+        f"nothing was learnt: in no group of answers did two have different rewards ({found}); "
+        "raise grpo.temperature or grpo.generations, or choose tasks that the player gets right "
+        "sometimes"
+    )
 
 
 def finished_rows(log: Path, steps: int) -> list[dict[str, Any]]:

@@ -216,7 +216,8 @@ class _Answers:
         samples = [one for some in drawn for one in some]
         prompt_tokens = sum(len(request.path) * size for request in requests)
         sampled = sum(len(one.ids) for one in samples)
-        self.figures = {"sampled": sampled, "tokens": prompt_tokens + sampled}
+        both = prompt_tokens + sampled
+        self.figures = {"sampled": sampled, "tokens": both, "learnt": both}
         return {
             "prompt_ids": [list(self.prompts[int(text)]) for text in prompts],
             "completion_ids": [list(one.ids) for one in samples],

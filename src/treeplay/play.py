@@ -24,10 +24,11 @@ from treeplay.judge.judge import Judge
 from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
 from treeplay.ordinary.anchors import Ordinary, ordinary_anchors
+from treeplay.play_doubts import doubt, doubts_of_answers, warn
 from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
-from treeplay.play_over import check_watched, doubt, doubts_of_answers, end, warn, why_over
+from treeplay.play_over import check_watched, end, why_over
 from treeplay.play_tasks import (
     cannot_run,
     contaminated,
@@ -226,7 +227,9 @@ class Game:
             )
             bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
             if bare and self.config.method not in WITHOUT_BRANCHES:
-                self.reporter.say(f"{where}: nothing to disprefer; golden answers alone are learnt")
+                told = f"{where}: nothing to disprefer; golden answers alone are learnt"
+                self.reporter.say(f"warning: {told}")
+                warn(self, told)
             found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)

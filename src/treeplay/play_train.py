@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from treeplay.grpo import train_grpo
+from treeplay.grpo import counts_of, nothing_learnt, train_grpo
 from treeplay.keep import Keeper
+from treeplay.play_doubts import doubt_of, warn
 from treeplay.play_keep import train_and_choose
+from treeplay.run import read_jsonl
 from treeplay.sven import train_prefixes
 from treeplay.train import TrainConfig, train
 
@@ -69,7 +71,7 @@ def train_rewards(game: Game, number: int) -> Path:
     if game.server:
         game.reporter.say(f"{where}: grpo samples here, since its player changes at every step")
     with _stage(game, where, "reward") as told:
-        return train_grpo(
+        adapter = train_grpo(
             game.policy,
             game.tasks,
             game.config.grpo,
@@ -79,8 +81,13 @@ def train_rewards(game: Game, number: int) -> Path:
             game.run.folder / where,
             game.adapter(number - 1) if number > 1 else None,
             told,
-            game.reporter.say,
         )
+    rows = list(read_jsonl(game.run.path(where, "train.jsonl")))
+    for warning in (nothing_learnt(rows), doubt_of(game, counts_of(rows), game.tasks, "answers")):
+        if warning:
+            game.reporter.say(f"warning: {where}: {warning}")
+            warn(game, f"{where}: {warning}")
+    return adapter
 
 
 def train_pairs(game: Game, number: int) -> Path:

@@ -272,12 +272,7 @@ def _loop(
             group["lr"] = train.learning_rate * learning_rate_at(step, len(steps), train)
         row = _step(model, steps[step], config, accelerator, step + 1)
         first = row["likelihood"] if first is None else first
-        if row["likelihood"] > first + guessing:
-            raise RunError(
-                f"the loss exploded at step {step + 1}: {row['likelihood']:.0f} nats a changed "
-                f"token, where the first step had {first:.0f}; lower train.learning_rate or "
-                "train.max_grad_norm"
-            )
+        _check_likelihood(row["likelihood"], first, guessing, f"at step {step + 1}")
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), train.max_grad_norm))
         if not math.isfinite(norm):
             raise RunError(
@@ -293,7 +288,21 @@ def _loop(
             save_state(out / "state", trained, optimizer, step + 1)
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
+    if len(steps) > done and first is not None:  # no step looks at what the last update did
+        with torch.no_grad():
+            _, parts = program_loss(model, steps[-1][0], config)
+        when = f"at the last step, {len(steps)}"
+        _check_likelihood(parts["likelihood"], first, guessing, when)
     write_log(log, lines)
+
+
+def _check_likelihood(now: float, first: float, guessing: float, when: str) -> None:
+    """Raises :class:`RunError` where changed tokens became less likely than by guessing."""
+    if not now <= first + guessing:
+        raise RunError(
+            f"the loss exploded {when}: {now:.0f} nats a changed token, where the first step had "
+            f"{first:.0f}; lower train.learning_rate or train.max_grad_norm"
+        )
 
 
 def _step(

@@ -265,12 +265,7 @@ def _loop(
                 f"{error} not a number at step {step + 1}; lower train.learning_rate, "
                 "or use model.dtype=float32"
             ) from error
-        if row.get("chosen_gain", 0.0) < worst:
-            raise RunError(
-                f"the loss exploded at step {step + 1}: the player gives a chosen token "
-                f"{-row['chosen_gain']:.0f} nats less than the opponent, which is worse than "
-                "guessing; lower train.learning_rate or train.max_grad_norm, or raise train.alpha"
-            )
+        _check_gain(row.get("chosen_gain"), worst, f"at step {step + 1}")
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm))
         if not math.isfinite(norm):
             raise RunError(
@@ -294,8 +289,38 @@ def _loop(
             save_state(out / "state", trained, optimizer, step + 1)
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
+    if len(steps) > done and not after_epoch:  # a keeper has asked every snapshot
+        gain = _gain_now(model, steps[-1], config, opponent)
+        _check_gain(gain, worst, f"at the last step, {len(steps)}")
     write_log(log, lines)
     weights.whole()
+
+
+def _check_gain(gain: float | None, worst: float, when: str) -> None:
+    """Raises :class:`RunError` where chosen tokens became less likely than by guessing."""
+    if gain is not None and not gain >= worst:
+        raise RunError(
+            f"the loss exploded {when}: the player gives a chosen token {-gain:.0f} nats less "
+            "than the opponent, which is worse than guessing; lower train.learning_rate or "
+            "train.max_grad_norm, or raise train.alpha"
+        )
+
+
+def _gain_now(
+    model: Any, groups: Sequence[Group], config: TrainConfig, opponent: Opponent | None
+) -> float | None:
+    """``chosen_gain`` of a step's trees once more: no step looks at what the last update did. One
+    tree is enough to tell. None where none has continuations to compare."""
+    model.eval()
+    for group in groups:
+        try:
+            with torch.no_grad():
+                _, figures = group_loss(model, group.contrasts, config, opponent)
+        except FloatingPointError:
+            return -math.inf
+        if figures["compared"]:
+            return figures["gain"] / figures["compared"]
+    return None
 
 
 def step_gradient(

@@ -90,8 +90,14 @@ def collect(folder: Path, suites: Sequence[Suite], fold: int, final: bool) -> di
 
 
 def _training(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Steps, and the figures of the first and of the last one."""
-    return {"steps": len(rows), "first": rows[0], "last": rows[-1]} if rows else {"steps": 0}
+    """Steps, and the figures of the first and of the last one; of GRPO also the groups of answers
+    that there was something to learn from."""
+    if not rows:
+        return {"steps": 0}
+    known = {"steps": len(rows), "first": rows[0], "last": rows[-1]}
+    if "groups" in rows[0]:
+        known["groups"] = sum(row["groups"] for row in rows)
+    return known
 
 
 def used(folder: Path) -> dict[str, int]:

@@ -100,8 +100,8 @@ def lines(plan: Plan) -> list[str]:
     model = weights_here(plan)
     for arm, seed in plan.units():
         for cell in plan.cells(arm, seed):
-            state = _state(plan, arm, seed, model)
             try:
+                state = _state(plan, arm, seed, model)
                 found = cost(plan, cell)
             except ConfigError as error:
                 out.append(f"{cell.title():<28} cannot run: {error}")

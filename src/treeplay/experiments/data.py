@@ -161,7 +161,7 @@ def _write(
         name = part.name or part.source
         counts[name] = counts.get(name, 0) + len(some)
         train |= {t.id: replace(t, split="train") for t in some}
-        if not some:
+        if not some and held is None:
             raise TaskError(f"experiment {protocol.name}: nothing of {name} is left to train on")
     suites: dict[str, Any] = {}
     shared: dict[str, Any] = {}
@@ -198,7 +198,10 @@ def _write(
             if s.fraction >= CONTAMINATED
         ]
     files = ["train.jsonl", *(str(_suite_file(part)) for part in protocol.eval)]
+    # A fold that cannot be played must not end the others.
+    fault = {} if train else {"fault": "no task is left to train on"}
     return {
+        **fault,
         "train": counts,
         "train_cwes": sorted({c for t in train.values() for c in t.cwe}, key=_number),
         "held_out": sorted(held, key=_number) if held is not None else None,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, ratio, sign_flip
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_of_none, ratio
 from treeplay.experiments.tables import HEADINGS, estimate_cell, p_cell, table_head, table_line
 
 EXECUTED = "executed, decision form"
@@ -143,7 +143,7 @@ def _row(study: Study, group: Group, goal: Goal, mine: str, other: str) -> _Row 
     best = f" ({BEST})" if goal.against == BEST and other != BASE else ""
     cells = [*names, f"`{mine}`", what, f"`{other}`{best}", goal.words(), told, said]
     loss = not goal.ratio and goal.clear != 0
-    return _Row(cells, None if loss else sign_flip(ours, theirs, group.clusters))
+    return _Row(cells, None if loss else p_of_none(ours, theirs, group.clusters))
 
 
 def _empty(study: Study, group: Group, goal: Goal, arm: str, seeds: Sequence[int]) -> bool:

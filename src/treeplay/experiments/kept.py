@@ -24,7 +24,7 @@ def made_with_other(plan: Plan, arm: str, seed: int, told: dict[str, Any], model
     if told["digest"] != plan_digest(plan, arm, seed):
         return "other settings or data"
     if any(other_rule(plan, cell, told) for cell in plan.cells(arm, seed)):
-        return "another rule of sampled tokens"
+        return "other budgets of tokens"
     if not model:
         return ""
     names = [run["run"]["identities"]["base"].partition("+")[0] for run in told["runs"]]

@@ -13,15 +13,14 @@ from treeplay.experiments.stats import Estimate, estimate
 
 # (measure, what it is called, colour: dark enough for small marks on white, apart also in grey)
 SHOWN = (("spr1_all", "SPR@1", "#1a7f4b"), ("vulnerable", "vulnerable", "#c2410c"))
-PANELS = 6
 WIDE, LABEL, GAP, ROW, TOP = 250, 165, 44, 26, 62
 INK, FAINT = "#24292f", "#d0d7de"
 
 
 def study_plot(study: Study) -> str:
-    """The SVG of a study: panels side by side, three a row, at most :data:`PANELS` groups."""
+    """The SVG of a study: panels side by side, three a row."""
     arms = [arm for arm in study.arms if study.seeds(arm)]
-    groups = [g for g in study.main_groups() if _has(study, g, arms)][:PANELS]
+    groups = [g for g in study.main_groups() if _has(study, g, arms)]
     columns = max(1, min(3, len(groups)))
     high = TOP + ROW * len(arms) + 34
     rows = -(-len(groups) // columns)

@@ -46,12 +46,14 @@ class Group:
 @dataclass(frozen=True)
 class Study:
     """All results of one protocol and model. ``rows``: arm -> seed -> (suite, task) -> counts;
-    ``told``: arm -> seed -> the rest of the file; ``claims``: arms that are compared with all."""
+    ``told``: arm -> seed -> the rest of the file; ``claims``: arms that are compared with all;
+    ``reference``: the arm whose tokens are the budget."""
 
     protocol: str
     model: str
     title: str
     claims: tuple[str, ...]
+    reference: str
     by_language: bool
     arms: tuple[str, ...]
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]]
@@ -214,21 +216,23 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
         }
     title, order = protocol, list[str]()
     claims: tuple[str, ...] = ("tsp",)
-    by_language = False
+    by_language, reference = False, "tsp"
     if protocol in protocol_names():
         known = load_protocol(protocol)
         title, claims = known.title, known.claims
         order, by_language = list(known.arms), known.by_language
+        reference = known.reference
     arms = sorted(rows, key=lambda arm: (arm != BASE, _place(order, arm), arm))
-    return Study(protocol, model, title, claims, by_language, tuple(arms), rows, told)
+    return Study(protocol, model, title, claims, reference, by_language, tuple(arms), rows, told)
 
 
 def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> None:
     """Raises :class:`RunError` where players were not asked alike (other suites, tasks, samples or
-    token budgets): rates of such answers must not stand side by side."""
+    token budgets), were judged by other tools or had other training tasks: rates of such answers
+    must not stand side by side."""
     asked: dict[int, tuple[str, dict[str, Any]]] = {}
     for data in results:
-        files = {fold["fold"]: _eval_files(fold) for fold in data["data"]}
+        files = {fold["fold"]: fold.get("digests", {}) for fold in data["data"]}
         for one in data["runs"]:
             config = one["run"]["config"]
             suites = [suite.rpartition("/")[2] for suite in config["tasks"]["eval"]]
@@ -236,14 +240,15 @@ def _check_same_questions(name: str, results: Sequence[Mapping[str, Any]]) -> No
                 **{f"eval.{key}": config["eval"][key] for key in ASKED},
                 "suites": suites,
                 "tasks": files.get(one["fold"]),
+                "judge": one["run"].get("identities", {}).get("judge"),
             }
             who = f"{data['arm']}, seed {data['seed']}"
             first, other = asked.setdefault(one["fold"], (who, this))
             if keys := [key for key in this if this[key] != other[key]]:
                 raise RunError(
-                    f"{name}: {first} and {who} were evaluated otherwise ({', '.join(keys)} "
-                    "differ); play one of them again, or keep them in different folders "
-                    "(--results)"
+                    f"{name}: {first} and {who} were not trained on, asked or judged alike "
+                    f"({', '.join(keys)} differ); play one of them again, or keep them in "
+                    "different folders (--results)"
                 )
 
 
@@ -265,11 +270,6 @@ def _check_same_budgets(name: str, results: Sequence[Mapping[str, Any]]) -> None
 
 def _listed(names: set[str]) -> str:
     return ", ".join(sorted(names)) or "its recipe"
-
-
-def _eval_files(fold: Mapping[str, Any]) -> dict[str, str]:
-    """Digests of a fold's task files but the one that was trained on."""
-    return {name: d for name, d in fold.get("digests", {}).items() if name != "train.jsonl"}
 
 
 def _place(order: list[str], arm: str) -> int:

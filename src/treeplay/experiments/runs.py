@@ -56,17 +56,11 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     :class:`BusyError` where another process plays one of the runs.
     """
     found = []
-    model = weights_here(plan)
     units = plan.units()
+    _check_kept(plan, units)  # all of them, before hours are spent on one
     for number, (arm, seed) in enumerate(units, start=1):
         path = plan.result(arm, seed)
-        old = read_json(path) if path.is_file() else None
-        if old is not None and not old["faults"]:
-            if other := made_with_other(plan, arm, seed, old, model):
-                raise ConfigError(
-                    f"{path} was made with {other}; remove it, or choose another folder with "
-                    "--results"
-                )
+        if _has_result(path):
             found.append(Outcome(arm, seed, path, (), False))
             continue
         reporter.say(f"== {number} of {len(units)}: {plan.protocol.name}, {arm}, seed {seed}")
@@ -104,6 +98,24 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     return found
 
 
+def _has_result(path: Path) -> bool:
+    return path.is_file() and not read_json(path)["faults"]
+
+
+def _check_kept(plan: Plan, units: Sequence[tuple[str, int]]) -> None:
+    """Raises :class:`ConfigError` for a result that this plan would not make, :class:`RunError` for
+    one that cannot be read."""
+    model = weights_here(plan)
+    for arm, seed in units:
+        path = plan.result(arm, seed)
+        if _has_result(path) and (
+            other := made_with_other(plan, arm, seed, read_json(path), model)
+        ):
+            raise ConfigError(
+                f"{path} was made with {other}; remove it, or choose another folder with --results"
+            )
+
+
 def _trace() -> str:
     return traceback.format_exc()
 
@@ -114,6 +126,8 @@ def _told(cell: Cell) -> dict[str, Any]:
 
 def _play(plan: Plan, cell: Cell, reporter: Reporter) -> dict[str, Any]:
     """Play one run and collect it."""
+    if fault := cell.data.facts.get("fault"):
+        raise TaskError(f"fold {cell.fold}: {fault}")
     if not cell.data.eval:
         raise TaskError(f"fold {cell.fold} has no task to evaluate")
     budget = budget_of(plan, cell)

@@ -5,19 +5,21 @@ samples, NaN where there is nothing to measure. Tasks and seeds are two crossed 
 same tasks are answered by the players of every seed. So the bootstrap draws both anew, seeds and
 tasks each with replacement, and takes the mean over the grid that they span (the pigeonhole
 bootstrap: McCullagh 2000, *Resampling and exchangeable arrays*, Bernoulli 6; Owen 2007, *The
-pigeonhole bootstrap*, Annals of Applied Statistics 1, who shows that it errs on the wide side).
-With one seed only tasks vary, and an interval says nothing about other seeds. Tasks of one cluster
-(``clusters_T``, a name a task; none given: every task is one) are drawn together, so that copies of
-one scenario do not count as so many independent tasks (the cluster bootstrap: Cameron, Gelbach and
-Miller 2008, Review of Economics and Statistics 90). The percentile interval of n clusters is too
-narrow by a factor of sqrt((n - 1) / n) and by the normal quantile in the place of Student's, which
-few clusters make felt; so further percentiles are taken (the *expanded percentile interval* of
-Hesterberg 2015, *What teachers should know about the bootstrap*, The American Statistician 69).
+pigeonhole bootstrap*, Annals of Applied Statistics 1). With one seed only tasks vary, and an
+interval says nothing about other seeds. Tasks of one cluster (``clusters_T``, a name a task; none
+given: every task is one) are drawn together, so that copies of one scenario do not count as so many
+independent tasks (the cluster bootstrap: Cameron, Gelbach and Miller 2008, Review of Economics and
+Statistics 90). The percentile interval of n units is too narrow by a factor of sqrt((n - 1) / n)
+and by the normal quantile in the place of Student's, which few clusters, and the few seeds there
+are, make felt; so further percentiles are taken (the *expanded percentile interval* of Hesterberg
+2015, *What teachers should know about the bootstrap*, The American Statistician 69), with the
+degrees of freedom of both factors together (Satterthwaite 1946, Biometrics Bulletin 2).
 
 Tests flip signs: under the null hypothesis that two methods are alike, a cluster's difference (sum
 over its tasks of the mean over seeds) is as likely as its negative (Fisher's randomisation test for
-pairs). They take the seeds as given; Holm's step-down procedure (Holm 1979) corrects for the size
-of the family.
+pairs). That takes the seeds as given; with several, p is no smaller than that of the quasi-F test
+with tasks and seeds random (:func:`quasi_t`). Holm's step-down procedure (Holm 1979) corrects for
+the size of the family.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ import itertools
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.stats import norm
+from scipy.stats import t as student
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -64,7 +67,7 @@ def estimate(
     if cluster_T.max() < 1:
         return Estimate(value, None, None, tasks, seeds)
     means = _resampled([kept_ST], cluster_T, seed, resamples)[0]
-    low, high = np.percentile(means, _ends(cluster_T))
+    low, high = np.percentile(means, _ends(_spread(kept_ST, cluster_T)))
     return Estimate(value, _settled(low), _settled(high), tasks, seeds)
 
 
@@ -95,7 +98,9 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     some = (top > 0) | (bottom > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[some] / bottom[some]
-    low, high = np.percentile(ratios, _ends(cluster_T), method="closest_observation")
+    linear_ST = a_kept - value * b_kept  # the ratio's own variance, by the delta method
+    ends = _ends(_spread(linear_ST, cluster_T))
+    low, high = np.percentile(ratios, ends, method="closest_observation")
     return Estimate(value, _settled(low), _settled(high), tasks, seeds)
 
 
@@ -143,28 +148,73 @@ def _weights(
     return seed_RS, task_RT
 
 
-def _ends(cluster_T: Ints) -> tuple[float, float]:
-    """Percentiles that end a 95 % interval: with n clusters the normal distribution's at
-    -+ sqrt(n / (n - 1)) t, t the 97.5 % quantile of Student's with n - 1 degrees of freedom
-    (Hesterberg 2015, section 5.3). Clusters of unequal size count as so many equal ones as would
+@dataclass(frozen=True)
+class _Spread:
+    """Variances of a mean over tasks and seeds: that due to clusters of tasks and that due to seeds
+    (none where there is one seed), and how many independent parts each is estimated from."""
+
+    tasks: float
+    seeds: float
+    clusters: float
+    of_seeds: int
+
+    @property
+    def degrees(self) -> float:
+        """Degrees of freedom of the sum of both (Satterthwaite 1946)."""
+        if not self.seeds:
+            return self.clusters - 1
+        parts = self.tasks**2 / (self.clusters - 1) + self.seeds**2 / (self.of_seeds - 1)
+        return (self.tasks + self.seeds) ** 2 / parts
+
+
+def _spread(values_ST: Floats, cluster_T: Ints) -> _Spread:
+    """Of ``values_ST``, without NaN. Clusters of unequal size count as so many equal ones as would
     give the mean the same variance (Kish 1965): (sum of sizes)^2 / sum of squared sizes."""
+    seeds, tasks = values_ST.shape
     sizes = np.bincount(cluster_T)
-    n = float(sizes.sum() ** 2 / (sizes**2).sum())
-    z = NormalDist().inv_cdf(0.975)
-    low = 100 * NormalDist().cdf(-((n / (n - 1)) ** 0.5) * _student(z, n - 1))
+    clusters = float(sizes.sum() ** 2 / (sizes**2).sum())
+    rest_T = values_ST.mean(axis=0) - values_ST.mean()
+    sums = np.bincount(cluster_T, weights=rest_T)
+    of_tasks = float((sums**2).sum()) / tasks**2 * clusters / (clusters - 1)
+    of_seeds = float(values_ST.mean(axis=1).var(ddof=1)) / seeds if seeds > 1 else 0.0
+    # Below rounding there is none: seeds that are alike, say.
+    return _Spread(of_tasks, of_seeds if of_seeds > 1e-18 else 0.0, clusters, seeds)
+
+
+def _ends(spread: _Spread) -> tuple[float, float]:
+    """Percentiles that end a 95 % interval (Hesterberg 2015, section 5.3): the normal
+    distribution's at -+ k t, t the 97.5 % quantile of Student's and k what the bootstrap's standard
+    error is too small by: it has (n - 1) / n of the variance due to n clusters, and likewise of
+    that due to seeds."""
+    clusters, seeds = spread.clusters, spread.of_seeds
+    whole = spread.tasks + spread.seeds
+    drawn = spread.tasks * (clusters - 1) / clusters + spread.seeds * (seeds - 1) / seeds
+    k = (whole / drawn if drawn else clusters / (clusters - 1)) ** 0.5
+    low = 100 * float(norm.cdf(-k * student.ppf(0.975, spread.degrees)))
     return low, 100 - low
 
 
-def _student(z: float, degrees: float) -> float:
-    """Student's quantile at the normal quantile ``z`` (Abramowitz and Stegun 1964, 26.7.5; to
-    0.1 % from four degrees of freedom on, too small below, where ends are the extremes anyway)."""
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, start=1))
+def p_of_none(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> float | None:
+    """Two-sided p-value of "no difference on average": that of :func:`sign_flip`, and with several
+    seeds at least that of :func:`quasi_t`. None without tasks in common."""
+    p_values = [sign_flip(a_ST, b_ST, clusters_T), quasi_t(a_ST, b_ST, clusters_T)]
+    return max((one for one in p_values if one is not None), default=None)
+
+
+def quasi_t(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> float | None:
+    """Two-sided p-value of "no difference on average" with tasks and seeds random: the difference
+    over the root of the sum of its variances over tasks and over seeds, which is the square root of
+    Clark's min F' (1973, *The language-as-fixed-effect fallacy*, Journal of Verbal Learning and
+    Verbal Behavior 12), by Student's t with Satterthwaite's degrees of freedom. The interaction is
+    in both variances: it errs on the safe side. None with one seed or fewer than two clusters."""
+    some, cluster_T = _kept(a_ST - b_ST, clusters_T)
+    if some.size == 0 or len(some) < 2 or cluster_T.max() < 1:
+        return None
+    spread = _spread(some, cluster_T)
+    error = (spread.tasks + spread.seeds) ** 0.5
+    if error == 0:
+        return 1.0 if abs(some.mean()) < 1e-12 else 0.0
+    return float(2 * student.sf(abs(some.mean()) / error, spread.degrees))
 
 
 def sign_flip(

@@ -10,7 +10,8 @@ import numpy as np
 
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import MEASURES, Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, ratio, sign_flip
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_of_none, ratio
+from treeplay.play_grow import UNJUDGED
 
 HEADINGS = {
     "spr1_all": "SPR@1",
@@ -25,6 +26,9 @@ HEADINGS = {
     "secure_pass1": "secure-pass@1",
 }
 MINUS = "\u2212"
+# Beyond this share of the reference's tokens a run's own are told as another budget. A budget ends
+# with a whole step or wave of branches.
+FAR = 0.25
 WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 
@@ -56,10 +60,6 @@ def _facts(study: Study) -> list[str]:
     model = runs[0]["run"].get("model", study.model) if runs else study.model
     command = f"treeplay experiment {study.protocol} --data DIR --model {model}"
     command += f" --size {sizes[0]} --seeds {','.join(map(str, seeds))}"
-    extra = sorted(
-        {o for some in study.told.values() for t in some.values() for o in t["overrides"]}
-    )
-    command += "".join(f" {one}" for one in extra)
     named = ", ".join(f"{name} {number}" for name, number in versions.items())
     return [
         f"Trained on {' / '.join(map(str, trained))} tasks; {len(seeds)} "
@@ -68,9 +68,23 @@ def _facts(study: Study) -> list[str]:
         f"Code {_code(study)}; {named}.",
         "",
         "```",
-        command,
+        *_commands(study, command),
         "```",
     ]
+
+
+def _commands(study: Study, command: str) -> list[str]:
+    """One for every set of settings that arms were played with."""
+    made: dict[tuple[str, ...], dict[str, None]] = {}
+    for arm in study.arms:
+        for told in study.told[arm].values():
+            made.setdefault(tuple(told["overrides"]), {})[arm] = None
+    out = []
+    for overrides, arms in made.items():
+        some = [arm for arm in arms if arm != BASE]
+        only = f" --methods {','.join(some)}" if len(made) > 1 and some else ""
+        out.append(" ".join([command + only, *overrides]))
+    return out
 
 
 def _code(study: Study) -> str:
@@ -129,7 +143,7 @@ def _comparisons(study: Study) -> list[str]:
             seeds = study.together(mine, other)
             ours = study.values(mine, group, "spr1_all", seeds)
             theirs = study.values(other, group, "spr1_all", seeds)
-            p_value = sign_flip(ours, theirs, group.clusters)
+            p_value = p_of_none(ours, theirs, group.clusters)
             if p_value is None:
                 continue
             p_values.append(p_value)
@@ -260,14 +274,42 @@ def _noted(study: Study) -> list[str]:
                 lines += known.get("warnings", [])
                 if ended := known.get("ended"):
                     lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
-                if arm != BASE and not run["used"]["gradient"]:
+                if arm != BASE and _untrained(run):
                     why = " (all answers to a task had the same reward)"
                     lines.append(
                         "never trained: its answers are the base model's"
                         + (why if known.get("method") == "grpo" else "")
                     )
+                if apart := _apart(study, arm, seed, run):
+                    lines.append(apart)
                 out += [f"- `{arm}`, seed {seed}{fold}: {line}" for line in lines]
     return ["To be known of these runs:", "", *out] if out else []
+
+
+def _untrained(run: Mapping[str, Any]) -> bool:
+    groups = [told["groups"] for told in run.get("training", {}).values() if "groups" in told]
+    return not run["used"]["gradient"] or (bool(groups) and not any(groups))
+
+
+def _apart(study: Study, arm: str, seed: int, run: Mapping[str, Any]) -> str:
+    """A sentence where a run took far more or fewer tokens than the reference's that it is compared
+    with: gradient tokens, and where it samples what nobody judges, sampled ones."""
+    theirs = [
+        other["used"]
+        for other in study.told.get(study.reference, {}).get(seed, {"runs": []})["runs"]
+        if other["fold"] == run["fold"]
+    ]
+    if arm in (BASE, study.reference) or not theirs or _untrained(run):
+        return ""
+    method, used = run["run"].get("method"), run["used"]
+    kinds = ["gradient"] if method != "grpo" else []
+    kinds += ["sampled"] if method in (*UNJUDGED, "grpo") else []
+    far = [
+        f"{used[kind]:,} {kind} tokens, where {study.reference} took {theirs[0][kind]:,}"
+        for kind in kinds
+        if abs(used[kind] - theirs[0][kind]) > FAR * theirs[0][kind]
+    ]
+    return f"another budget: {' and '.join(far)}" if far else ""
 
 
 def _faults(study: Study) -> list[str]:

