@@ -24,6 +24,7 @@ from treeplay.metrics import (
     scored_from_json,
     scored_to_json,
 )
+from treeplay.tasks.task import Tests, make_task
 
 LABEL: dict[str, Label] = {
     "s": "secure",
@@ -126,6 +127,27 @@ def test_tasks_without_functional_tests_have_no_pass_rate() -> None:
     assert untested["pass1"] is None
     assert untested["secure_pass1"] is None
     assert untested["spr1_all"] == pytest.approx(1 / 3, abs=1e-6)
+
+
+def test_tasks_tell_what_broken_answers_were_asked_for() -> None:
+    """Where every answer is broken, verdicts do not say what a task asks for."""
+    plain = make_task(
+        id="ability", language="python", cwe=(), prompt="def f():", split="eval",
+        tests=Tests("assert f() == 1", ""),
+    )  # fmt: skip
+    asked = make_task(
+        id="t1", language="python", cwe=("CWE-89",), prompt="def g():", split="eval",
+        tests=Tests("assert g() == 1", "assert g() != 2"),
+    )  # fmt: skip
+    samples = [*scored("x x"), *scored("x x", task="ability", cwe=(), suite="general")]
+    known = {task.id: task for task in (plain, asked)}
+    table = rows(samples, tasks=known)
+    own = only(table, suite="own", language="all", cwe=None)
+    assert (own["spr1_all"], own["pass1"], own["secure_pass1"], own["valid"]) == (0, 0, 0, 0)
+    general = only(table, suite="general", language="all")
+    assert (general["spr1_all"], general["vulnerable"], general["pass1"]) == (None, None, 0)
+    # Verdicts alone do not know.
+    assert only(rows(samples), suite="general", language="all")["pass1"] is None
 
 
 def test_every_task_counts_once_however_many_samples_it_has() -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,9 @@ import torch
 from conftest import CHAT, byte_tokenizer, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from treeplay.errors import ModelError, TaskError
 from treeplay.policy.model import (
@@ -86,12 +90,60 @@ def test_other_weights_have_another_identity(tiny_folder: Path, tmp_path: Path) 
     assert load_policy(ModelConfig(str(tmp_path / tiny_folder.name))).identity != ours
 
 
+def test_a_hub_model_is_known_by_its_commit(tiny_folder: Path, tmp_path: Path) -> None:
+    """Two commits in the hub's cache; main is the second."""
+    cache = tmp_path / "hub" / "models--org--tiny"
+    one, two = "1" * 40, "2" * 40
+    for commit in (one, two):
+        shutil.copytree(tiny_folder, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(two)
+    code = (
+        "from treeplay.policy.model import ModelConfig, load_policy, locate\n"
+        "print(load_policy(ModelConfig('org/tiny')).identity)\n"
+        f"print(load_policy(ModelConfig('org/tiny', revision='{one}')).identity)\n"
+        f"print(locate('org/tiny')[2])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == [f"org/tiny@{two}", f"org/tiny@{one}", f"org/tiny@{two}"]
+
+
 def _missing(folder: Path) -> ModelConfig:
     return ModelConfig(str(folder / "nowhere"))
 
 
 def _hub(folder: Path) -> ModelConfig:
     return ModelConfig("nobody/nothing-of-this-name")
+
+
+def _adapter_alone(folder: Path) -> ModelConfig:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+    return ModelConfig(str(folder))
+
+
+def _other_adapter(folder: Path) -> ModelConfig:
+    """One of a model of another size."""
+    adapter = folder / "adapter"
+    config = LlamaConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=257,
+    )  # fmt: skip
+    get_peft_model(LlamaForCausalLM(config), LoraConfig(r=2)).save_pretrained(adapter)
+    told = json.loads((adapter / "adapter_config.json").read_text())
+    told["base_model_name_or_path"] = "org/big"
+    (adapter / "adapter_config.json").write_text(json.dumps(told))
+    return ModelConfig(str(folder), adapter=str(adapter))
+
+
+def _revision(folder: Path) -> ModelConfig:
+    return ModelConfig(str(folder), revision="main")
 
 
 def _pickled(folder: Path) -> ModelConfig:
@@ -142,12 +194,15 @@ def _device(folder: Path) -> ModelConfig:
     ("spoil", "says"),
     [
         (_missing, "there is no model folder or file"),
-        (_hub, "nobody/nothing-of-this-name"),
+        (_hub, "check the id, the network and HF_TOKEN, or give a folder"),
+        (_adapter_alone, "holds a PEFT adapter, not a model; give it as the adapter"),
+        (_other_adapter, "adapter (trained on org/big) on the model: RuntimeError"),
+        (_revision, "model.revision is for models of the hub"),
         (_pickled, "holds no .safetensors weights; convert"),
-        (_torn, "check that the file is whole"),
+        (_torn, "check that it is whole"),
         (_no_gguf, "there is no model file"),
         (_magic, "is not a GGUF file"),
-        (_cut_gguf, "check that the file is whole"),
+        (_cut_gguf, "check that it is whole"),
         (_no_template, "no chat template; use model.style=complete"),
         (_no_adapter, "holds no adapter_model.safetensors"),
         (_torn_adapter, "cannot put the adapter"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +30,7 @@ from treeplay.judge.programs import judge_programs
 from treeplay.judge.tools import TOOLS
 from treeplay.judge.tools.base import Program, Tool, ToolResult
 from treeplay.judge.verdict import Finding
-from treeplay.sandbox import Sandbox
+from treeplay.sandbox import Limits, Sandbox
 from treeplay.tasks.task import Task, make_task
 
 BAD = "def f(db, n):\n    db.execute('DROP ' + n)\n"
@@ -318,3 +321,23 @@ def test_what_a_configuration_adds(tmp_path: Path) -> None:
         chosen_tools(replace(config, rules=(str(tmp_path / "absent"),)))
     with pytest.raises(ConfigError, match="absent"):
         chosen_tools(JudgeConfig(external=(str(tmp_path / "absent.yaml"),)))
+
+
+@pytest.mark.usefixtures("sandbox")
+def test_an_interruption_ends_what_the_tools_run() -> None:
+    """Ctrl-C while a tool's program runs for another minute."""
+    seen: list[str] = []
+
+    def slow(programs: Sequence[Program], sandbox: Sandbox) -> list[ToolResult]:
+        if "DROP" not in programs[0].text:  # canaries
+            return fake("slow").run(programs, sandbox)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+        seen.append(sandbox.run(["/bin/sleep", "60"], limits=Limits(wall_s=60)).stopped)
+        return [ToolResult()] * len(programs)
+
+    panel = panel_of(replace(fake("slow"), run=slow))
+    with pytest.raises(KeyboardInterrupt):
+        panel.look_many([sql(BAD)])
+    assert seen == ["ended"]
+    # Behind it the sandbox runs programs as before.
+    assert panel.sandbox.run(["/bin/true"]).returncode == 0

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from treeplay.cli_told import err, out, told
 from treeplay.errors import ConfigError
+
+if TYPE_CHECKING:
+    from treeplay.experiments.plan import Plan
+    from treeplay.experiments.protocol import Protocol, Size
+    from treeplay.progress import Reporter
 
 Overrides = Annotated[list[str] | None, typer.Argument(help="Settings of every run, as key=value.")]
 
@@ -52,20 +58,18 @@ def experiment(
         raise ConfigError("experiment takes a NAME, or --tables FOLDER")
     if results is None:
         results = folder / "smoke-results" if size == "smoke" else Path("results")
-    if dry_run:
-        from treeplay.experiments.data import missing_files
-        from treeplay.experiments.protocol import load_protocol
-
-        protocol = load_protocol(name)
-        if missing := missing_files(protocol, data):
-            out.print(f"experiment {name}: {protocol.title}", markup=False)
-            out.print(f"arms: {', '.join(protocol.arms)}", markup=False)
-            out.print(f"tasks and costs are not known yet: {missing}", markup=False)
-            return
-    plan, reporter = _plan(name, overrides, data, model, methods, seeds, size, folder, results)
     from treeplay.experiments.costs import lines
+    from treeplay.experiments.data import missing_files
     from treeplay.experiments.runs import run_plan
 
+    asked = _asked(name, methods, seeds, size)
+    if dry_run and (missing := missing_files(asked.protocol, data)):
+        arms = ", ".join(asked.arms)
+        out.print(f"experiment {name}: {asked.protocol.title}", markup=False)
+        out.print(f"arms: {arms}; seeds: {', '.join(map(str, asked.seeds))}", markup=False)
+        out.print(f"tasks and costs are not known yet: {missing}", markup=False)
+        return
+    plan, reporter = _plan(asked, overrides, data, model, folder, results)
     if dry_run:
         for line in lines(plan):
             out.print(line, markup=False)
@@ -80,21 +84,18 @@ def experiment(
         raise typer.Exit(1)
 
 
-def _plan(
-    name: str,
-    overrides: list[str] | None,
-    data: Path,
-    model: str,
-    methods: str,
-    seeds: str,
-    size: str,
-    folder: Path,
-    results: Path,
-) -> tuple[Any, Any]:
-    from treeplay.experiments.data import prepare
-    from treeplay.experiments.plan import Plan, chosen_arms
+@dataclass(frozen=True)
+class _Asked:
+    protocol: Protocol
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    size: Size
+
+
+def _asked(name: str, methods: str, seeds: str, size: str) -> _Asked:
+    """What of a protocol is to be played. Raises :class:`ConfigError`."""
+    from treeplay.experiments.plan import chosen_arms
     from treeplay.experiments.protocol import SIZES, load_protocol
-    from treeplay.progress import Reporter
     from treeplay.words import nearest
 
     chosen_size = next((known for known in SIZES if known == size), None)
@@ -106,16 +107,26 @@ def _plan(
         raise ConfigError(f"--seeds {seeds}: give whole numbers, like 0,1,2") from None
     wanted = [arm.strip() for arm in methods.split(",") if arm.strip()]
     protocol, arms = chosen_arms(load_protocol(name), wanted)
+    return _Asked(protocol, arms, numbers, chosen_size)
+
+
+def _plan(
+    asked: _Asked, overrides: list[str] | None, data: Path, model: str, folder: Path, results: Path
+) -> tuple[Plan, Reporter]:
+    from treeplay.experiments.data import prepare
+    from treeplay.experiments.plan import Plan
+    from treeplay.progress import Reporter
+
     reporter = Reporter(err)
-    where = folder / protocol.name
-    folds = prepare(protocol, data, where, chosen_size, reporter.say)
+    where = folder / asked.protocol.name
+    folds = prepare(asked.protocol, data, where, asked.size, reporter.say)
     return (
         Plan(
-            protocol=protocol,
-            size=chosen_size,
+            protocol=asked.protocol,
+            size=asked.size,
             model=model,
-            arms=arms,
-            seeds=numbers,
+            arms=asked.arms,
+            seeds=asked.seeds,
             folds=tuple(folds),
             out=folder,
             results=results,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -81,6 +82,8 @@ def files(
     from treeplay.judge.show import print_verdicts, verdicts_to_json
     from treeplay.progress import Reporter
 
+    if output is not None:
+        _writing(output)  # now, not when all is judged
     names = tuple(_cwe(name) for name in cwe or ())
     sources = read_sources(paths, language, names)
     panel = _panel(policy, tools, rules, external, llm, calibration, unsafe)
@@ -138,6 +141,9 @@ def bench(
     from treeplay.judge.bench.page import bench_page
     from treeplay.progress import Reporter
 
+    for path in (json_path, html, calibrate):
+        if path is not None:
+            _writing(path)
     panel = _panel(policy, tools, rules, external, llm, calibration, unsafe)
     wanted = [name.strip() for name in languages.split(",") if name.strip()]
     result = bench_files(datasets, panel, evidence, half, wanted, limit, Reporter(err))
@@ -163,6 +169,7 @@ def _panel(
     from dataclasses import fields
 
     from treeplay.judge.ensemble import POLICIES
+    from treeplay.judge.llm_config import ENV_PREFIX
     from treeplay.judge.panel import JudgeConfig, Panel
     from treeplay.sandbox import Sandbox, check_sandbox
     from treeplay.words import nearest
@@ -188,6 +195,12 @@ def _panel(
     )
     if not unsafe:
         check_sandbox()
+    if f"{ENV_PREFIX}BASE_URL" in os.environ and llm is None:
+        err.print(
+            f"warning: {ENV_PREFIX}BASE_URL is set, but no language model is asked: name a file "
+            "with --llm (an empty one will do)",
+            markup=False,
+        )
     return Panel(Sandbox(unsafe=unsafe), config, tell=lambda text: err.print(f"warning: {text}"))
 
 

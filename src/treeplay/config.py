@@ -126,6 +126,8 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
         path = tuple(str(part) for part in first["loc"])
         where = next((places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in places), "")
         got = first.get("input")
+        if first["type"] == "tuple_type":
+            first["msg"] = f"a list is needed; write [{got}]"
         raise ConfigError(
             f"{where or 'configuration'}: {'.'.join(path)} is {got!r}: {first['msg']}"
         ) from error
@@ -160,6 +162,22 @@ def to_yaml(config: Config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
 
 
+# What trainers of other libraries call some settings.
+OTHER_NAMES = {
+    "train.lr": "learning_rate",
+    "train.batch_size": "groups_per_step",
+    "train.per_device_train_batch_size": "groups_per_step",
+    "train.num_train_epochs": "epochs",
+    "train.warmup_ratio": "warmup",
+    "train.lr_scheduler_type": "schedule",
+    "train.gradient_checkpointing": "checkpointing",
+    "train.loss_type": "loss",
+    "train.lora_r": "lora.r",
+    "eval.num_samples": "samples",
+    "eval.max_new_tokens": "max_tokens",
+    "grow.max_new_tokens": "max_tokens",
+    "grow.num_generations": "branches",
+}
 # Settings that say where something lies. What lies there is compared by its own digest.
 PLACES = ("out", "model.name", "model.revision", "model.adapter", "tasks.train", "tasks.eval")
 
@@ -267,7 +285,9 @@ def _check_keys(
     for key, value in data.items():
         here = (*path, str(key))
         if key not in known:
+            meant = OTHER_NAMES.get(".".join(here))
             near = difflib.get_close_matches(str(key), sorted(known), n=1, cutoff=0.4)
+            near = [meant] if meant else near
             hint = (
                 f"did you mean {'.'.join((*path, near[0]))!r}?"
                 if near

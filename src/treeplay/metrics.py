@@ -26,7 +26,7 @@ to ``valid``: a model that breaks most answers is judged by the few that it did 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from typing import Any
@@ -36,6 +36,7 @@ import numpy.typing as npt
 
 from treeplay.errors import RunError
 from treeplay.judge.verdict import LABELS, Finding, Verdict, verdict_from_json, verdict_to_json
+from treeplay.tasks.task import Task
 
 Floats = npt.NDArray[np.float64]
 
@@ -161,16 +162,22 @@ class _Table:
     n_samples: npt.NDArray[np.int64]
 
 
-def rows(samples: Sequence[Scored], seed: int = 0, resamples: int = 2000) -> list[dict[str, Any]]:
+def rows(
+    samples: Sequence[Scored],
+    seed: int = 0,
+    resamples: int = 2000,
+    tasks: Mapping[str, Task] | None = None,
+) -> list[dict[str, Any]]:
     """One row per player, suite, split, language and CWE, each with and without the breakdown.
 
+    ``tasks``, by id, tell what a task that nobody answered with valid code asks for.
     ``language`` is "all" for the rows over all languages, ``cwe`` is None for those over all CWEs;
     a task with several CWEs counts in each. Every metric comes with ``_low`` and ``_high``, its
     95 % percentile bootstrap interval over tasks, and all three lie in 0..1 or are None: the
     metric where no task has a value, the interval where fewer than two tasks have one.
     """
     out: list[dict[str, Any]] = []
-    for table in _tables(samples):
+    for table in _tables(samples, tasks or {}):
         for suite, split, language, cwe in _groups(table.tasks, cwes=True):
             chosen = _chosen(table.tasks, suite, split, language, cwe)
             values = table.values[chosen]
@@ -192,7 +199,11 @@ def rows(samples: Sequence[Scored], seed: int = 0, resamples: int = 2000) -> lis
 
 
 def paired(
-    samples: Sequence[Scored], against: str = "base", seed: int = 0, resamples: int = 2000
+    samples: Sequence[Scored],
+    against: str = "base",
+    seed: int = 0,
+    resamples: int = 2000,
+    tasks: Mapping[str, Task] | None = None,
 ) -> list[dict[str, Any]]:
     """Every other player minus ``against``, on the tasks both answered, for every metric.
 
@@ -200,7 +211,7 @@ def paired(
     its 95 % bootstrap interval over tasks. All are None where no task has a value for both players,
     the interval also where only one has. Empty when ``against`` did not play.
     """
-    tables = _tables(samples)
+    tables = _tables(samples, tasks or {})
     base = next((table for table in tables if table.player == against), None)
     if base is None:
         return []
@@ -211,10 +222,10 @@ def paired(
         if table.player == against or not common:
             continue
         mine, theirs = (list(side) for side in zip(*common, strict=True))
-        tasks = tuple(table.tasks[i] for i in mine)
+        both = tuple(table.tasks[i] for i in mine)
         differences = table.values[mine] - base.values[theirs]
-        for suite, split, language, _ in _groups(tasks, cwes=False):
-            chosen = _chosen(tasks, suite, split, language, None)
+        for suite, split, language, _ in _groups(both, cwes=False):
+            chosen = _chosen(both, suite, split, language, None)
             mean, low, high = _summary(differences[chosen], seed, resamples)
             out += [
                 {
@@ -233,9 +244,13 @@ def paired(
     return out
 
 
-def _tables(samples: Sequence[Scored]) -> list[_Table]:
+def _tables(samples: Sequence[Scored], known: Mapping[str, Task]) -> list[_Table]:
     """A table a player, ordered by round, then name ("base" first)."""
     tested, general = _tested(samples), _general(samples)
+    for key in _unanswered(samples):
+        if key[1] in known:
+            tested |= {key} if known[key[1]].tests else set()
+            general |= {key} if known[key[1]].general else set()
     players: dict[tuple[int, str], dict[_Task, list[Scored]]] = defaultdict(dict)
     for one in samples:
         task = _Task(one.suite, one.split, one.language, one.cwe, one.task)
@@ -277,6 +292,12 @@ def _tested(samples: Sequence[Scored]) -> set[tuple[str, str]]:
             without.add(key)
     suites = {suite for suite, _ in ran}
     return ran | {key for key in every - without if key[0] in suites}
+
+
+def _unanswered(samples: Sequence[Scored]) -> set[tuple[str, str]]:
+    """The (suite, task id) whose every answer is invalid or unknown."""
+    every = {(one.suite, one.task) for one in samples}
+    return every - {(one.suite, one.task) for one in samples if one.verdict.label in _VALID}
 
 
 def _general(samples: Sequence[Scored]) -> set[tuple[str, str]]:

@@ -70,8 +70,8 @@ def build_report(run_folder: Path, against: str = "base") -> dict[str, Any]:
         "treeplay": version("treeplay"),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "run": _summary(run),
-        "rows": rows(run.samples),
-        "paired": paired(run.samples, against),
+        "rows": rows(run.samples, tasks=run.tasks),
+        "paired": paired(run.samples, against, tasks=run.tasks),
         "branches": [
             _branches(name, run.trees.get(name), run.contrasts.get(name))
             | {"replayed": _count(run.folder / name / "replayed.jsonl")}

@@ -299,6 +299,8 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if isinstance(error, FileNotFoundError) and path.name == "manifest.json":
+            raise RunError(f"{path.parent} is no run folder: it has no manifest.json") from error
         raise RunError(f"cannot read {path}: {error}; remove it to have it made again") from error
 
 

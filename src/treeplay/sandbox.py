@@ -19,10 +19,11 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
@@ -64,7 +65,8 @@ class Limits:
 @dataclass(frozen=True)
 class Completed:
     """What became of a run. ``stopped`` says why it was ended early: ``"time"`` (of the clock or of
-    the processor), ``"memory"``, ``"processes"``, or ``""`` when it ended by itself. A stream over
+    the processor), ``"memory"``, ``"processes"``, ``"ended"`` (an interruption), or ``""`` when it
+    ended by itself. A stream over
     the limit keeps its first and its last part, with a note between them."""
 
     returncode: int
@@ -80,6 +82,17 @@ class Sandbox:
     """Runs programs in bubblewrap, or without any protection when ``unsafe`` is set."""
 
     unsafe: bool = False
+    ending: threading.Event = field(default_factory=threading.Event, compare=False, repr=False)
+
+    @contextlib.contextmanager
+    def ended(self) -> Iterator[None]:
+        """End everything that runs in this sandbox, and what is started while this lasts, at once
+        (``stopped`` is ``"ended"`` then): for an interruption, which must not wait for it."""
+        self.ending.set()
+        try:
+            yield
+        finally:
+            self.ending.clear()
 
     def run(
         self,
@@ -106,9 +119,9 @@ class Sandbox:
             if name.startswith("/") or ".." in Path(name).parts:
                 raise SandboxError(f"{name!r} is no file name inside the sandbox; use a plain name")
         if self.unsafe:
-            return _run_unsafe(argv, contents, stdin, limits, env or {})
+            return _run_unsafe(argv, contents, stdin, limits, env or {}, self.ending)
         check_sandbox()
-        return _run_bwrap(argv, contents, stdin, limits, env or {}, readonly)
+        return _run_bwrap(argv, contents, stdin, limits, env or {}, readonly, self.ending)
 
 
 def check_sandbox() -> None:
@@ -180,6 +193,7 @@ def _run_bwrap(
     limits: Limits,
     env: Mapping[str, str],
     readonly: Sequence[str],
+    ending: threading.Event | None = None,
 ) -> Completed:
     root = is_root()
     # A user id of its own for each run: the limit on processes counts per user id.
@@ -211,7 +225,7 @@ def _run_bwrap(
             command += [tool("setpriv"), f"--reuid={uid}", f"--regid={uid}", "--clear-groups"]
             command += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
         command += [*limit_argv(limits, True), *argv]
-        return _watch(command, stdin, limits, pass_fds=fds)
+        return _watch(command, stdin, limits, pass_fds=fds, ending=ending)
 
 
 def _run_unsafe(
@@ -220,6 +234,7 @@ def _run_unsafe(
     stdin: bytes,
     limits: Limits,
     env: Mapping[str, str],
+    ending: threading.Event,
 ) -> Completed:
     """No protection but the limits: a temporary folder, the caller's own user and network."""
     with tempfile.TemporaryDirectory(prefix="treeplay-", ignore_cleanup_errors=True) as folder:
@@ -232,7 +247,9 @@ def _run_unsafe(
         environment = environment_of(env, folder)
         environment["TREEPLAY_RUN"] = mark
         prefix = limit_argv(limits, False) if shutil.which("prlimit") else []
-        return _watch([*prefix, *argv], stdin, limits, env=environment, cwd=folder, mark=mark)
+        return _watch(
+            [*prefix, *argv], stdin, limits, env=environment, cwd=folder, mark=mark, ending=ending
+        )
 
 
 def _watch(
@@ -244,6 +261,7 @@ def _watch(
     env: Mapping[str, str] | None = None,
     cwd: str | None = None,
     mark: str = "",
+    ending: threading.Event | None = None,
 ) -> Completed:
     """Start ``command``, feed and read it, and end it when it goes over a limit."""
     start = time.monotonic()
@@ -262,7 +280,9 @@ def _watch(
 
     def over() -> bool:
         nonlocal stopped
-        if time.monotonic() - start > limits.wall_s:
+        if ending is not None and ending.is_set():
+            stopped = "ended"
+        elif time.monotonic() - start > limits.wall_s:
             stopped = "time"
         else:
             stopped = _over_limit(process.pid, limits)

@@ -127,9 +127,14 @@ class Panel:
             jobs = [(tool, new) for tool, new in jobs if new]
             with ThreadPoolExecutor(max_workers=max(1, self.config.workers)) as pool:
                 answers = [pool.submit(self._ask, tool, language, new) for tool, new in jobs]
-                for (tool, new), answer in zip(jobs, answers, strict=True):
-                    for key, result in zip(new, answer.result(), strict=True):
-                        self._known[tool.name, key] = result
+                try:
+                    for (tool, new), answer in zip(jobs, answers, strict=True):
+                        for key, result in zip(new, answer.result(), strict=True):
+                            self._known[tool.name, key] = result
+                except BaseException:  # Ctrl-C must not wait for Semgrep
+                    with self.sandbox.ended():
+                        pool.shutdown(cancel_futures=True)
+                    raise
         return [self._opinion(program) for program in programs]
 
     def _is_new(self, tool: Tool, key: str, program: Program) -> bool:

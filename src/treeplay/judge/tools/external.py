@@ -27,7 +27,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -100,7 +100,7 @@ def read_external(data: Any, where: str) -> ExternalTool:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "the file"
-        known = ", ".join(ExternalTool.__dataclass_fields__)
+        known = ", ".join(one.name for one in fields(ExternalTool))
         raise ConfigError(f"{where}: {key}: {first['msg']}; the keys are {known}") from error
     for language in [*tool.languages, *tool.examples]:
         if language not in SUFFIXES:
