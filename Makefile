@@ -1,6 +1,7 @@
 # make demo   play the built-in recipe and print its table (run folder: runs/demo)
 # make test   run the tests; make test ARGS="tests/test_tree.py -k name" runs some
 # make lint   linter and types
+# make install   .venv alone
 # make lock   choose the locked development versions again
 #
 # Each makes its own virtual environment in .venv and, where it may, installs the system packages
@@ -19,10 +20,13 @@ export PYTHON
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_ROOT_USER_ACTION := ignore
 
-.PHONY: help demo test lint lock system clean
+.PHONY: help install demo test lint lock system clean
 
 help:
 	@sed -n 's/^# \{0,1\}//; /^$$/q; p' Makefile
+
+install: $(STAMP)
+	@echo "treeplay is in $(BIN); . $(BIN)/activate puts it on the path"
 
 # A finished or interrupted demo is taken up where it ended; rm -r runs/demo to start over.
 demo: $(STAMP)

@@ -359,7 +359,7 @@ def test_without_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     assert judge.tool.version() is None
     (answer,) = judge.answers([PROGRAM])
     assert isinstance(answer, LlmFailure)
-    assert "treeplay[llm]" in answer.reason
+    assert "pip install 'httpx2" in answer.reason
 
 
 def test_version_names_what_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-INSTALL = "pip install 'treeplay[llm]'"
+INSTALL = "pip install 'httpx2>=2.12' 'tenacity>=9'"
 KEY_NAME = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 MAX_REPLY = 4 << 20  # bytes; longer replies are no answers
 HURRY_S = 5.0
