@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 
 from treeplay.cli import app
 from treeplay.config import Method, load_config
-from treeplay.errors import RunError
+from treeplay.errors import ConfigError, RunError
 from treeplay.experiments import runs
 from treeplay.experiments.budget import budget_of, other_rule
 from treeplay.experiments.collect import COLUMNS, collect, used
 from treeplay.experiments.costs import cost
 from treeplay.experiments.data import Prepared
-from treeplay.experiments.plan import Plan
+from treeplay.experiments.plan import Plan, plan_digest
 from treeplay.experiments.protocol import SIZES, load_protocol, protocol_names
 from treeplay.hold import BusyError
 from treeplay.play import Game
@@ -103,7 +103,8 @@ def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path)
         # reward from the others there is nothing to learn.
         (run,) = one["runs"]
         if arm == "grpo":
-            assert run["used"]["sampled"] > 0
+            assert run["used"]["gradient"] > run["used"]["sampled"] > 0
+            assert run["training"]["round-1"]["groups"] >= 0
         else:
             assert (arm, run["training"]["round-1"]["steps"]) == (arm, 2)
             assert run["used"]["gradient"] > 0
@@ -357,21 +358,29 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
 
     assert given("spin") == ()  # nothing is known yet
     spent = {"sampled": 7000, "nodes": 88, "gradient": 90123}
-    write_json(plan.result("tsp", 0), {"runs": [{"fold": 0, "used": spent}]})
+    told = {"digest": plan_digest(plan, "tsp", 0), "runs": [{"fold": 0, "used": spent}]}
+    write_json(plan.result("tsp", 0), told)
     assert given("tsp") == given("base") == ()
     assert given("sft") == given("tdpo") == ("train.budget=90123",)
     branches = ("train.budget=90123", "grow.budget=7000", "grow.branches=1000", "grow.wave=1")
     assert given("spin") == given("tsp-paper") == branches
     assert given("grpo") == ("train.budget=90123", "grpo.budget=7000")
-    # What was given tokens by another rule is no result of this one; what was played before the
-    # reference is.
+    # What was given tokens by another rule, or far from as many, is no result of this one.
     for rule, other in (
-        (["train.budget=90", "grow.budget=70", "grow.branches=1000", "grow.wave=1"], False),
-        (["train.budget=90", "grow.branches=1"], True),
-        ([], False),
+        (["train.budget=90999", "grow.budget=6500", "grow.branches=1000", "grow.wave=1"], False),
+        (["train.budget=90999", "grow.budget=6000", "grow.branches=1000", "grow.wave=1"], True),
+        (["train.budget=90123", "grow.branches=1"], True),
+        ([], True),
     ):
         old = {"runs": [{"fold": 0, "budget": rule}]}
         assert other_rule(plan, plan.cells("spin", 0)[0], old) == other
+    # Before the reference was played, nothing can be said of it.
+    write_json(plan.result("tsp", 0), {**told, "runs": []})
+    assert not other_rule(plan, plan.cells("spin", 0)[0], {"runs": [{"fold": 0, "budget": []}]})
+    write_json(plan.result("tsp", 0), {**told, "digest": "other"})
+    with pytest.raises(ConfigError, match=r"tsp/0\.json, whose tokens are the budget of spin"):
+        given("spin")
+    write_json(plan.result("tsp", 0), told)
     config = plan.config(plan.cells("spin", 0)[0], given("spin"))
     assert (config.grow.budget, config.grow.wave, config.train.budget) == (7000, 1, 90123)
     # The plan's cost goes by it: up to half a wave more, of 160 tokens for each of 50 tasks.
