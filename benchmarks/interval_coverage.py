@@ -20,7 +20,7 @@ import argparse
 
 import numpy as np
 
-from treeplay.experiments.stats import Floats, _resampled, estimate, p_of_none, sign_flip
+from treeplay.experiments.stats import Floats, _resampled, estimate, p_no_difference, sign_flip
 
 MIXED = [1] * 64 + [5] * 9
 SHAPES = {
@@ -72,7 +72,7 @@ def coverage(sizes: list[int], seeds: int, repeats: int, seed: int) -> Floats:
             assert found.high is not None
             hits[2 * row] += low <= true <= high
             hits[2 * row + 1] += found.low <= true <= found.high
-        for place, test in ((4, sign_flip), (5, p_of_none)):
+        for place, test in ((4, sign_flip), (5, p_no_difference)):
             p_value = test(one_ST, other_ST, names)
             hits[place] += p_value is not None and p_value <= 0.05
     return hits / repeats

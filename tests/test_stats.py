@@ -15,7 +15,7 @@ from treeplay.experiments.stats import (
     difference,
     estimate,
     holm,
-    p_of_none,
+    p_no_difference,
     quasi_t,
     ratio,
     sign_flip,
@@ -140,13 +140,13 @@ def test_the_spread_of_few_seeds_counts() -> None:
     zero = np.zeros_like(apart)
     # t = 0.5 / sqrt(0.00875 + 0.0533) = 2.0069 with 2.71 degrees of freedom
     assert quasi_t(apart, zero) == pytest.approx(0.1489, abs=2e-3)
-    assert p_of_none(apart, zero) == quasi_t(apart, zero)
+    assert p_no_difference(apart, zero) == quasi_t(apart, zero)
     # With seeds that agree it is the t-test over tasks, and the sign flips are near it.
     sure = quasi_t(alike, zero)
     assert sure == pytest.approx(sign_flip(alike, zero), abs=1e-3)
     # One seed: nothing is known of others.
     assert quasi_t(alike[:1], zero[:1]) is None
-    assert p_of_none(alike[:1], zero[:1]) == sign_flip(alike[:1], zero[:1])
+    assert p_no_difference(alike[:1], zero[:1]) == sign_flip(alike[:1], zero[:1])
     assert quasi_t(zero, zero) == 1.0
 
 
@@ -157,7 +157,7 @@ def test_a_method_does_not_differ_from_itself(seeds: int, tasks: int, seed: int)
     found = difference(values, values, resamples=50)
     assert (found.value, found.low, found.high) == (0.0, 0.0, 0.0)
     assert sign_flip(values, values) == 1.0
-    assert p_of_none(values, values) == 1.0
+    assert p_no_difference(values, values) == 1.0
 
 
 @settings(deadline=None, max_examples=30)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_of_none, ratio
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_no_difference, ratio
 from treeplay.experiments.tables import HEADINGS, estimate_cell, p_cell, table_head, table_line
 
 EXECUTED = "executed, decision form"
@@ -74,7 +74,7 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
         "whole interval lies on the right side of no effect (where something may fall by so "
         "much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing to "
         "lose*: the other's rate is within what may be lost. Intervals stand for themselves; p "
-        "is of no difference at all, by sign flips, with Holm's correction over the rows of a "
+        "is of no difference at all (see experiments.md), with Holm's correction over the rows of a "
         "protocol and model (no p where something may fall by so much).",
         "",
         *table_head((*heads, "found", "reached", "p (Holm)")),
@@ -143,7 +143,7 @@ def _row(study: Study, group: Group, goal: Goal, mine: str, other: str) -> _Row 
     best = f" ({BEST})" if goal.against == BEST and other != BASE else ""
     cells = [*names, f"`{mine}`", what, f"`{other}`{best}", goal.words(), told, said]
     loss = not goal.ratio and goal.clear != 0
-    return _Row(cells, None if loss else p_of_none(ours, theirs, group.clusters))
+    return _Row(cells, None if loss else p_no_difference(ours, theirs, group.clusters))
 
 
 def _empty(study: Study, group: Group, goal: Goal, arm: str, seeds: Sequence[int]) -> bool:

@@ -194,7 +194,7 @@ def _ends(spread: _Spread) -> tuple[float, float]:
     return low, 100 - low
 
 
-def p_of_none(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> float | None:
+def p_no_difference(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> float | None:
     """Two-sided p-value of "no difference on average": that of :func:`sign_flip`, and with several
     seeds at least that of :func:`quasi_t`. None without tasks in common."""
     p_values = [sign_flip(a_ST, b_ST, clusters_T), quasi_t(a_ST, b_ST, clusters_T)]

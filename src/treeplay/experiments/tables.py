@@ -10,7 +10,7 @@ import numpy as np
 
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import MEASURES, Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_of_none, ratio
+from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_no_difference, ratio
 from treeplay.play_grow import UNJUDGED
 
 HEADINGS = {
@@ -143,7 +143,7 @@ def _comparisons(study: Study) -> list[str]:
             seeds = study.together(mine, other)
             ours = study.values(mine, group, "spr1_all", seeds)
             theirs = study.values(other, group, "spr1_all", seeds)
-            p_value = p_of_none(ours, theirs, group.clusters)
+            p_value = p_no_difference(ours, theirs, group.clusters)
             if p_value is None:
                 continue
             p_values.append(p_value)
@@ -167,7 +167,8 @@ def _comparisons(study: Study) -> list[str]:
         heads = ["tasks", "arm", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"]
         heads += ["vulnerable", "secure-pass@1", "SPR@1 of valid"]
         out = [
-            "Paired by task and seed (p-values of SPR@1 by sign flips, Holm's correction over "
+            "Paired by task and seed (p-values of SPR@1 by sign flips, with several seeds no "
+            "smaller than with seeds drawn at random too; Holm's correction over "
             f"these {len(rows)} comparisons; SPR@1 of valid over tasks where both have some):",
             "",
             *table_head(heads),
