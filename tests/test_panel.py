@@ -336,8 +336,13 @@ def test_an_interruption_ends_what_the_tools_run() -> None:
         return [ToolResult()] * len(programs)
 
     panel = panel_of(replace(fake("slow"), run=slow))
-    with pytest.raises(KeyboardInterrupt):
-        panel.look_many([sql(BAD)])
+    # Who starts this in the background has SIGINT ignored.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            panel.look_many([sql(BAD)])
+    finally:
+        signal.signal(signal.SIGINT, old)
     assert seen == ["ended"]
     # Behind it the sandbox runs programs as before.
     assert panel.sandbox.run(["/bin/true"]).returncode == 0

@@ -214,11 +214,15 @@ def _cwe(name: str) -> str:
 
 
 def _writing(path: Path | None) -> Path:
+    """``path``, once it is known that it can be written."""
     target = cast(Path, path)
+    new = not target.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with target.open("a"):
             pass
+        if new:  # nothing is left behind where no result comes
+            target.unlink()
     except OSError as error:
         raise TreeplayError(f"{target}: cannot be written ({error.strerror})") from error
     return target

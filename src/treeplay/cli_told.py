@@ -19,6 +19,11 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+# Errors of files that a person can mend; others are bugs.
+MENDED = (
+    *(errno.EACCES, errno.EPERM, errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.EROFS),
+    errno.ENAMETOOLONG,
+)
 # Commands that go on with what is there by themselves; others take --resume, or keep nothing.
 GOES_ON = ("grow", "train", "experiment")
 
@@ -46,7 +51,7 @@ def told(command: F) -> F:
                 text = (
                     f"the disk is full ({error.filename or error}); free some space, then {again}"
                 )
-            elif error.filename is not None:
+            elif error.filename is not None and error.errno in MENDED:
                 text = f"{error.filename}: {error.strerror}; check the path and its permissions"
             else:
                 raise

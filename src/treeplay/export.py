@@ -23,6 +23,7 @@ from treeplay.errors import RunError
 from treeplay.policy.model import (
     Dtype,
     adapter_digest,
+    hub_commit,
     load_adapter,
     load_policy,
     quiet,
@@ -59,6 +60,8 @@ def export(
     adapter = run / name / "adapter"
     config = from_dict(manifest["config"]).model
     config = replace(config, name=model or config.name, dtype=dtype or config.dtype, device="cpu")
+    if model is None and not config.revision:
+        config = replace(config, revision=hub_commit(manifest["identities"]["base"]))
     _check(run, manifest, name, adapter_digest(adapter))
     policy = load_policy(config)
     _check(run, manifest, "base", policy.identity)
@@ -92,8 +95,8 @@ def card(manifest: Mapping[str, Any], name: str, report: Mapping[str, Any] | Non
     """The model card (Markdown) of a player: what it is made of, and what was measured."""
     base, config = manifest["identities"]["base"], without_places(manifest["config"])
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
-    if "@" not in base:  # a name that the hub knows
-        head.append(f"base_model: {base.partition('+')[0]}")
+    if hub_commit(base):
+        head.append(f"base_model: {base.partition('@')[0]}")
     head += ["tags:", "- treeplay", "- code", "- security", "---"]
     body = [
         "",

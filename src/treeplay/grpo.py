@@ -111,7 +111,7 @@ class Course:
             ("learnt", self.train.budget, written + self.answers * self.longest),
         )
         return [
-            (sum(row[kind] for row in self.rows), limit, most)
+            (sum(row.get(kind, row.get("tokens", 0)) for row in self.rows), limit, most)
             for kind, limit, most in kinds
             if limit
         ]

@@ -249,8 +249,8 @@ def _tables(samples: Sequence[Scored], known: Mapping[str, Task]) -> list[_Table
     tested, general = _tested(samples), _general(samples)
     for key in _unanswered(samples):
         if key[1] in known:
-            tested |= {key} if known[key[1]].tests else set()
-            general |= {key} if known[key[1]].general else set()
+            for some, belongs in ((tested, known[key[1]].tests), (general, known[key[1]].general)):
+                (some.add if belongs else some.discard)(key)
     players: dict[tuple[int, str], dict[_Task, list[Scored]]] = defaultdict(dict)
     for one in samples:
         task = _Task(one.suite, one.split, one.language, one.cwe, one.task)

@@ -133,6 +133,7 @@ class Game:
     def close(self) -> None:
         """End what goes on in the background (after an interruption, say)."""
         self.judge.close()
+        self.sandbox.ending.set()  # this game's own
         if self.server:
             self.server.close()
 

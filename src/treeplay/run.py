@@ -71,7 +71,8 @@ class Run:
         if role in names and names[role] != identity:
             raise RunError(
                 f"{self.folder}: {role} was {names[role]} when the run began and is {identity} "
-                "now; put the old one back, or start a new run in another folder"
+                "now; put the old one back (a model of the hub: model.revision=COMMIT), or start a "
+                "new run in another folder"
             )
         if role not in names:
             names[role] = identity

@@ -290,7 +290,7 @@ def _loop(
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
     if len(steps) > done and not after_epoch:  # a keeper has asked every snapshot
-        gain = _gain_now(model, steps[-1], config, opponent)
+        gain = _gain_now(model, steps[-1], config, budget, opponent)
         _check_gain(gain, worst, f"at the last step, {len(steps)}")
     write_log(log, lines)
     weights.whole()
@@ -307,19 +307,26 @@ def _check_gain(gain: float | None, worst: float, when: str) -> None:
 
 
 def _gain_now(
-    model: Any, groups: Sequence[Group], config: TrainConfig, opponent: Opponent | None
+    model: Any,
+    groups: Sequence[Group],
+    config: TrainConfig,
+    budget: Budget,
+    opponent: Opponent | None,
 ) -> float | None:
-    """``chosen_gain`` of a step's trees once more: no step looks at what the last update did. One
-    tree is enough to tell. None where none has continuations to compare."""
+    """``chosen_gain`` of a part of a step's trees once more: no step looks at what the last update
+    did. None where there is nothing to compare."""
     model.eval()
-    for group in groups:
-        try:
-            with torch.no_grad():
-                _, figures = group_loss(model, group.contrasts, config, opponent)
-        except FloatingPointError:
-            return -math.inf
-        if figures["compared"]:
-            return figures["gain"] / figures["compared"]
+
+    def work(group: Group) -> dict[str, float]:
+        with torch.no_grad():
+            return group_loss(model, group.contrasts, config, opponent)[1]
+
+    try:
+        for _, figures in each_bin(groups, budget, config.packed, work):
+            if figures["compared"]:
+                return figures["gain"] / figures["compared"]
+    except FloatingPointError:
+        return -math.inf
     return None
 
 

@@ -29,6 +29,8 @@ def budget_of(plan: Plan, cell: Cell) -> tuple[str, ...]:
     if not path.is_file() or plan.size == "smoke":
         return ()
     told = read_json(path)
+    if told["faults"]:  # it will be played again
+        return ()
     runs = [run for run in told["runs"] if run["fold"] == cell.fold]
     if not runs:
         return ()

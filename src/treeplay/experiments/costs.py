@@ -100,6 +100,9 @@ def lines(plan: Plan) -> list[str]:
     model = weights_here(plan)
     for arm, seed in plan.units():
         for cell in plan.cells(arm, seed):
+            if (fault := cell.data.facts.get("fault")) and arm != BASE:
+                out.append(f"{cell.title():<28} cannot run: {fault}")
+                continue
             try:
                 state = _state(plan, arm, seed, model)
                 found = cost(plan, cell)

@@ -74,8 +74,8 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
         "whole interval lies on the right side of no effect (where something may fall by so "
         "much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing to "
         "lose*: the other's rate is within what may be lost. Intervals stand for themselves; p "
-        "is of no difference at all (see experiments.md), with Holm's correction over the rows of a "
-        "protocol and model (no p where something may fall by so much).",
+        "is of no difference at all (see experiments.md), with Holm's correction over the rows of "
+        "a protocol and model (no p where something may fall by so much).",
         "",
         *table_head((*heads, "found", "reached", "p (Holm)")),
         *(table_line(row) for row in rows),

@@ -13,9 +13,15 @@ from treeplay.policy.model import locate
 def weights_here(plan: Plan) -> str:
     """The identity of the plan's model; nothing where it is not here. Reads all weights."""
     try:
-        return locate(plan.model)[2]
+        return locate(plan.model, _revision(plan))[2]
     except ModelError:
         return ""
+
+
+def _revision(plan: Plan) -> str:
+    """``model.revision`` as the command line has it."""
+    given = [one.partition("=") for one in plan.overrides]
+    return next((value for key, _, value in reversed(given) if key == "model.revision"), "")
 
 
 def made_with_other(plan: Plan, arm: str, seed: int, told: dict[str, Any], model: str) -> str:

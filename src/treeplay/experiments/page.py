@@ -17,7 +17,8 @@ END = "<!-- end: made by treeplay experiment --tables -->"
 NOTE = """Rates are percent over all samples, differences are points. Intervals are 95 % bootstrap
 intervals over tasks and seeds drawn anew together (with one seed: over tasks alone); tasks of
 SecCodePLT go by CWE; [experiments.md](experiments.md) says what p-values are of. `tokens` is the
-mean number sampled; SPR@1 of valid leaves broken answers out, as the paper does: read it next to `valid`."""
+mean number sampled; SPR@1 of valid leaves broken answers out, as the paper does: read it next to
+`valid`."""
 
 
 def page_files(results: Path, page: Path) -> dict[Path, str]:

@@ -133,7 +133,8 @@ def plan_digest(plan: Plan, arm: str, seed: int) -> str:
         model = {**recipe["model"], "name": plan.model_name}
         settled = {**recipe, "out": "", "model": model, "tasks": tasks}
         parts.append({**settled, "data": cell.data.facts["digests"]})
-    text = json.dumps([parts, plan.overrides, plan.size], sort_keys=True)
+    overrides = [one for one in plan.overrides if not one.startswith("model.revision=")]
+    text = json.dumps([parts, overrides, plan.size], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

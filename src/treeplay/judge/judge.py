@@ -126,7 +126,8 @@ class Judge:
 
         def settle(key: str, verdict: Verdict) -> None:
             nonlocal done
-            if verdict.label != "unknown":
+            # Behind close() tools are ended, and the others' word is not the panel's.
+            if verdict.label != "unknown" and not self._closed.is_set():
                 self.cache.put(key, verdict)
             for place in places[key]:
                 verdicts[place] = verdict

@@ -193,6 +193,13 @@ def locate(name: str, revision: str = "") -> tuple[str, str | None, str]:
     return name, None, f"{name}@{_commit(name, revision)}"
 
 
+def hub_commit(identity: str) -> str:
+    """The commit in the identity of a model of the hub; nothing for one of a file or folder (and
+    for one of the embedded default)."""
+    name, _, rest = identity.partition("+")[0].partition("@")
+    return rest if len(rest) == 40 and not name.endswith(".gguf") else ""
+
+
 def _commit(name: str, revision: str) -> str:
     """The commit of a hub model: asked of the hub, or of its cache where there is no network."""
     try:

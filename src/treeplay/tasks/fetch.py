@@ -6,6 +6,7 @@ used, side by side in one folder. Nothing of them is in the package.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping
@@ -106,8 +107,17 @@ def _checkout(source: Source) -> Source:
 
 
 def _git(folder: Path, *args: str) -> str:
+    # Not the repository of a hook that runs this, no question for a password, bytes as they are.
+    env = {
+        key: value for key, value in os.environ.items() if key not in ("GIT_DIR", "GIT_WORK_TREE")
+    }
     done = subprocess.run(
-        ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False
+        ["git", "-c", "core.autocrlf=false", "-C", str(folder), *args],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**env, "GIT_TERMINAL_PROMPT": "0"},
     )
     if done.returncode:
         last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
