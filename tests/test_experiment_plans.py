@@ -139,6 +139,18 @@ def test_arms_take_the_tokens_of_the_reference(planned: Planned, tmp_path: Path)
 TRAINED = "{source: starter, splits: [train], languages: [python], max_chars: 460, limit: {cpu: 3}}"
 
 
+def test_an_arm_played_before_the_reference_is_told_apart(planned: Planned) -> None:
+    """It was trained as its recipe says; by now its budget would be another."""
+    assert not any(one.faults for one in run_plan(planned("sft"), Reporter(quiet=True)))
+    outcomes = run_plan(planned("tsp", "sft"), Reporter(quiet=True))
+    assert [(one.arm, bool(one.faults), one.played) for one in outcomes] == [
+        ("base", False, False),
+        ("tsp", False, True),
+        ("sft", True, False),
+    ]
+    assert "was made with other budgets of tokens; remove it" in outcomes[-1].faults[0]
+
+
 @pytest.mark.parametrize(
     ("change", "arm", "words"),
     [

@@ -57,12 +57,15 @@ def run_plan(plan: Plan, reporter: Reporter) -> list[Outcome]:
     """
     found = []
     units = plan.units()
-    _check_kept(plan, units)  # all of them, before hours are spent on one
+    model = weights_here(plan)
+    for arm, seed in units:  # all of them, before hours are spent on one
+        if other := _not_ours(plan, arm, seed, model):
+            raise ConfigError(other)
     for number, (arm, seed) in enumerate(units, start=1):
         path = plan.result(arm, seed)
         if _has_result(path):
-            _check_kept(plan, [(arm, seed)])  # once more: the reference may have a result by now
-            found.append(Outcome(arm, seed, path, (), False))
+            other = _not_ours(plan, arm, seed, model)  # the reference may have a result by now
+            found.append(Outcome(arm, seed, path, (other,) if other else (), False))
             continue
         reporter.say(f"== {number} of {len(units)}: {plan.protocol.name}, {arm}, seed {seed}")
         runs, faults = [], []
@@ -103,18 +106,14 @@ def _has_result(path: Path) -> bool:
     return path.is_file() and not read_json(path)["faults"]
 
 
-def _check_kept(plan: Plan, units: Sequence[tuple[str, int]]) -> None:
-    """Raises :class:`ConfigError` for a result that this plan would not make, :class:`RunError` for
-    one that cannot be read."""
-    model = weights_here(plan)
-    for arm, seed in units:
-        path = plan.result(arm, seed)
-        if _has_result(path) and (
-            other := made_with_other(plan, arm, seed, read_json(path), model)
-        ):
-            raise ConfigError(
-                f"{path} was made with {other}; remove it, or choose another folder with --results"
-            )
+def _not_ours(plan: Plan, arm: str, seed: int, model: str) -> str:
+    """A sentence where there is a result that this plan would not make. Raises :class:`RunError`
+    for one that cannot be read."""
+    path = plan.result(arm, seed)
+    other = _has_result(path) and made_with_other(plan, arm, seed, read_json(path), model)
+    if not other:
+        return ""
+    return f"{path} was made with {other}; remove it, or choose another folder with --results"
 
 
 def _trace() -> str:
