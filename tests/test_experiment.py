@@ -389,6 +389,20 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
     assert (cost(plan, cell).grow_tokens, cost(plan, cell).train_tokens) == (7000 + 8000, 90123)
 
 
+def test_the_revision_of_a_model_is_where_it_lies(tmp_path: Path) -> None:
+    """Which weights it has, every result tells by the commit."""
+    protocol = load_protocol("main")
+    folds = (Prepared(tmp_path / "train.jsonl", (), {"digests": {}}),)
+    places = (tmp_path, tmp_path / "results")
+    one, other, third = (
+        plan_digest(
+            Plan(protocol, "cpu", "org/tiny", ("tsp",), (0,), folds, *places, more), "tsp", 0
+        )
+        for more in ((), ("model.revision=v1",), ("train.beta=0.3",))
+    )
+    assert one == other != third
+
+
 def test_a_run_begun_before_its_budget_was_known_is_put_aside(tmp_path: Path) -> None:
     folder = tmp_path / "sft" / "0"
     asked = [f"out={folder}", "method=sft"]

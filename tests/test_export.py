@@ -14,11 +14,17 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from treeplay.cli import app
-from treeplay.config import load_config
+from treeplay.config import load_config, to_dict
 from treeplay.errors import ModelError, RunError
-from treeplay.export import export
+from treeplay.export import card, export
 from treeplay.play import Game
-from treeplay.policy.model import ModelConfig, load_adapter, load_policy, tokenizer_digest
+from treeplay.policy.model import (
+    ModelConfig,
+    hub_commit,
+    load_adapter,
+    load_policy,
+    tokenizer_digest,
+)
 from treeplay.progress import Reporter
 from treeplay.report import build_report
 from treeplay.run import open_run, read_json
@@ -187,3 +193,19 @@ def test_from_the_command_line(run: Path, tmp_path: Path) -> None:
     done = call("--round", "1", "--dtype", "bfloat16")
     assert done.exit_code == 0, done.output
     assert str(tmp_path / "out") in done.output.replace("\n", "")
+
+
+def test_the_card_names_a_model_of_the_hub() -> None:
+    commit = "1" * 40
+    config = to_dict(load_config(None, ["model.name=org/tiny"]))
+    told = {"versions": {"treeplay": "0"}, "config": config}
+    for base, line in (
+        (f"org/tiny@{commit}", "base_model: org/tiny\n"),
+        (f"org/tiny@{commit}+0123456789abcdef", "base_model: org/tiny\n"),
+        ("folder@0123456789abcdef", ""),
+        ("x.gguf@0123456789abcdef", ""),
+    ):
+        text = card({**told, "identities": {"base": base}}, "round-1", None)
+        assert ("base_model:" in text) == bool(line)
+        assert line in text
+        assert hub_commit(base) == (commit if line else "")
