@@ -358,7 +358,8 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
 
     assert given("spin") == ()  # nothing is known yet
     spent = {"sampled": 7000, "nodes": 88, "gradient": 90123}
-    told = {"digest": plan_digest(plan, "tsp", 0), "runs": [{"fold": 0, "used": spent}]}
+    played = [{"fold": 0, "used": spent}]
+    told = {"faults": [], "digest": plan_digest(plan, "tsp", 0), "runs": played}
     write_json(plan.result("tsp", 0), told)
     assert given("tsp") == given("base") == ()
     assert given("sft") == given("tdpo") == ("train.budget=90123",)
@@ -377,6 +378,10 @@ def test_arms_are_given_the_tokens_of_the_reference(tmp_path: Path) -> None:
     # Before the reference was played, nothing can be said of it.
     write_json(plan.result("tsp", 0), {**told, "runs": []})
     assert not other_rule(plan, plan.cells("spin", 0)[0], {"runs": [{"fold": 0, "budget": []}]})
+    write_json(plan.result("tsp", 0), {**told, "digest": "other", "faults": [{"fold": 1}]})
+    assert given("spin") == ()  # it will be played again
+    write_json(plan.result("tsp", 0), {**told, "faults": [{"fold": 1}]})
+    assert given("spin") == branches  # of this fold it has a run
     write_json(plan.result("tsp", 0), {**told, "digest": "other"})
     with pytest.raises(ConfigError, match=r"tsp/0\.json, whose tokens are the budget of spin"):
         given("spin")

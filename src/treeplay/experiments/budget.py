@@ -29,12 +29,12 @@ def budget_of(plan: Plan, cell: Cell) -> tuple[str, ...]:
     if not path.is_file() or plan.size == "smoke":
         return ()
     told = read_json(path)
-    if told["faults"]:  # it will be played again
-        return ()
     runs = [run for run in told["runs"] if run["fold"] == cell.fold]
     if not runs:
         return ()
     if told["digest"] != plan_digest(plan, plan.protocol.reference, cell.seed):
+        if told["faults"]:  # it will be played again
+            return ()
         raise ConfigError(
             f"{path}, whose tokens are the budget of {cell.arm}, was made with other settings or "
             "data; remove it and play it again, or choose another folder with --results"
