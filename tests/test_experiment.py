@@ -104,7 +104,7 @@ def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path)
         (run,) = one["runs"]
         if arm == "grpo":
             assert run["used"]["gradient"] > run["used"]["sampled"] > 0
-            assert run["training"]["round-1"]["groups"] >= 0
+            assert "groups" in run["training"]["round-1"]
         else:
             assert (arm, run["training"]["round-1"]["steps"]) == (arm, 2)
             assert run["used"]["gradient"] > 0

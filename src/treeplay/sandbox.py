@@ -66,8 +66,8 @@ class Limits:
 class Completed:
     """What became of a run. ``stopped`` says why it was ended early: ``"time"`` (of the clock or of
     the processor), ``"memory"``, ``"processes"``, ``"ended"`` (an interruption), or ``""`` when it
-    ended by itself. A stream over
-    the limit keeps its first and its last part, with a note between them."""
+    ended by itself. A stream over the limit keeps its first and its last part, with a note between
+    them."""
 
     returncode: int
     stdout: bytes
