@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,6 +64,27 @@ def widened(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     monkeypatch.setattr(matmul, "BLOCK", 48 * 10)
     monkeypatch.setattr(matmul, "_wide", counted)
     return made
+
+
+@pytest.mark.parametrize(
+    ("takes", "has", "helped"),
+    [
+        (False, {"avx512_bf16": False}, False),  # AVX2
+        (True, {"avx512_bf16": False, "amx_bf16": False}, False),  # AVX-512 that emulates it
+        (True, {"avx512_bf16": True}, True),
+        (True, {"avx512_bf16": False, "avx_ne_convert": True}, True),
+        (True, {"avx512_bf16": False, "amx_bf16": True}, True),
+        (True, {}, True),  # a PyTorch that does not say
+    ],
+)
+def test_processors_that_multiply_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, takes: bool, has: dict[str, bool], helped: bool
+) -> None:
+    ops = SimpleNamespace(mkldnn=SimpleNamespace(_is_mkldnn_bf16_supported=lambda: takes))
+    monkeypatch.setattr(torch, "ops", ops)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    monkeypatch.setattr(matmul.platform, "machine", lambda: "x86_64")
+    assert matmul.narrow.__wrapped__() is not helped
 
 
 def near(one: torch.Tensor, other: torch.Tensor) -> None:

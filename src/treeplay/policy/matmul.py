@@ -4,11 +4,12 @@ On x86, PyTorch multiplies float32 matrices with MKL, which leaves AVX-512 aside
 other makers than Intel: half the speed, or less. oneDNN, which PyTorch carries along for bfloat16,
 asks the processor. Here it is used for float32 too, on such processors alone.
 
-oneDNN's bfloat16 in turn wants AVX-512 (or the conversions of the newest AVX2). Without, PyTorch
-multiplies bfloat16 matrices far slower than float32 ones. On such processors they are widened to
-float32 here, a block of the weight at a time, and the result is rounded once, as oneDNN does it.
-(A single row is slower so, of two or three it is the same; but what a token's result is should not
-depend on how many others are computed with it.)
+bfloat16 wants instructions of its own (``avx512_bf16``, AMX, the conversions of the newest AVX2).
+With plain AVX-512 oneDNN emulates them, at a fifth of float32's speed; with less, PyTorch's own
+loops are slower still. On such processors bfloat16 matrices are widened to float32 here, a block of
+the weight at a time, and the result is rounded once, as oneDNN does it. (A single row is slower so,
+a handful about the same; but what a token's result is should not depend on how many others are
+computed with it.)
 
 Results differ by rounding. Other products are PyTorch's own.
 
@@ -26,6 +27,8 @@ import torch
 
 # Weights of fewer numbers gain nothing from oneDNN. The weight decides, not the tokens.
 SMALL = 1 << 13
+# What a processor multiplies or converts bfloat16 with, as PyTorch names it.
+BFLOAT16 = ("avx512_bf16", "amx_bf16", "avx_ne_convert", "avx10_2")
 # Numbers of a weight that are widened at a time: few enough to stay in the processor's cache.
 BLOCK = 1 << 19
 
@@ -40,13 +43,17 @@ def held_back() -> bool:
 
 @functools.cache
 def narrow() -> bool:
-    """Whether bfloat16 is multiplied without the processor's help: x86 that oneDNN declines."""
+    """Whether bfloat16 is multiplied without the processor's help: x86 that oneDNN declines, or
+    that has no instruction for it."""
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return False
     try:
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return True
+        has = torch.cpu.get_capabilities()
     except (AttributeError, RuntimeError):
         return False
+    return "avx512_bf16" in has and not any(has.get(name) for name in BFLOAT16)
 
 
 def _maker() -> str:
