@@ -5,8 +5,8 @@ other makers than Intel: half the speed, or less. oneDNN, which PyTorch carries 
 asks the processor. Here it is used for float32 too, on such processors alone.
 
 bfloat16 wants instructions of its own (``avx512_bf16``, AMX, the conversions of the newest AVX2).
-With plain AVX-512 oneDNN emulates them, at a fifth of float32's speed; with less, PyTorch's own
-loops are slower still. On such processors bfloat16 matrices are widened to float32 here, a block of
+With plain AVX-512 oneDNN emulates them, slower than float32; with less, PyTorch's own loops are
+slower still. On such processors bfloat16 matrices are widened to float32 here, a block of
 the weight at a time, and the result is rounded once, as oneDNN does it. (A single row is slower so,
 a handful about the same; but what a token's result is should not depend on how many others are
 computed with it.)
