@@ -9,7 +9,7 @@ from treeplay.errors import RunError
 from treeplay.experiments.goals import goals_table
 from treeplay.experiments.plots import study_plot
 from treeplay.experiments.results import Study, read_studies
-from treeplay.experiments.tables import study_tables
+from treeplay.experiments.tables import folded, study_tables
 from treeplay.run import write_text
 
 BEGIN = "<!-- begin: made by treeplay experiment --tables -->"
@@ -36,7 +36,7 @@ def page_files(results: Path, page: Path) -> dict[Path, str]:
     files: dict[Path, str] = {}
     lines = [BEGIN, "", *NOTE.split("\n")]
     if goals := goals_table(studies):
-        lines += ["", *goals]
+        lines += ["", *folded("All claims, protocol by protocol", goals)]
     for study in studies:
         plot = Path("img") / f"results-{study.protocol}-{study.model}.svg"
         files[page.parent / plot] = study_plot(study)

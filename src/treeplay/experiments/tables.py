@@ -33,15 +33,27 @@ WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 
 def study_tables(study: Study) -> list[str]:
-    """The lines of a study's section below its heading."""
+    """The lines of a study's section below its heading: what methods are compared on, and, folded
+    away, the comparisons and every suite by itself."""
     out = _facts(study)
-    out += ["", *_comparisons(study)]
-    for group in study.groups():
+    main = study.main_groups()
+    for group in main:
         out += ["", *_rates(study, group)]
+    if study.seeds(BASE):
+        out += ["", *folded("Every arm against the base model", _against_base(study))]
+    out += ["", *_comparisons(study)]
+    if suites := [group for group in study.groups() if group not in main]:
+        lines = [line for group in suites for line in ("", *_rates(study, group))]
+        out += ["", *folded("Every suite by itself", lines[1:])]
     out += ["", *_costs(study)]
     for some in (_noted(study), _faults(study)):
         out += ["", *some] if some else []
     return out
+
+
+def folded(title: str, lines: Sequence[str]) -> list[str]:
+    """``lines`` below a title that opens them; Markdown stands between empty lines there."""
+    return ["<details>", f"<summary>{title}</summary>", "", *lines, "", "</details>"]
 
 
 def _facts(study: Study) -> list[str]:
@@ -135,7 +147,7 @@ def _rates(study: Study, group: Group) -> list[str]:
 
 def _comparisons(study: Study) -> list[str]:
     """Arms of which something is claimed against every other on the main groups; p-values
-    corrected by Holm over all of these comparisons. Then every arm against the base model."""
+    corrected by Holm over all of these comparisons."""
     rows: list[list[str]] = []
     p_values: list[float] = []
     for group in study.main_groups():
@@ -161,21 +173,22 @@ def _comparisons(study: Study) -> list[str]:
                     ),
                 ]
             )
-    claims = ", ".join(f"`{arm}`" for arm in study.claims)
-    out = [f"There are no results of {claims} and of another arm, so nothing is compared."]
-    if rows:
-        heads = ["tasks", "arm", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"]
-        heads += ["vulnerable", "secure-pass@1", "SPR@1 of valid"]
-        out = [
-            "Paired by task and seed (p-values of SPR@1 by sign flips, with several seeds no "
-            "smaller than with seeds drawn at random too; Holm's correction over "
-            f"these {len(rows)} comparisons; SPR@1 of valid over tasks where both have some):",
-            "",
-            *table_head(heads),
-        ]
-        for row, corrected in zip(rows, holm(p_values), strict=True):
-            out.append(table_line([*row[:6], p_cell(corrected), *row[6:]]))
-    return out + (["", *_against_base(study)] if study.seeds(BASE) else [])
+    if not rows:
+        claims = ", ".join(f"`{arm}`" for arm in study.claims)
+        return [f"There are no results of {claims} and of another arm, so nothing is compared."]
+    heads = ["tasks", "arm", "against", "SPR@1", "SPR@1, ratio", "p", "p (Holm)"]
+    heads += ["vulnerable", "secure-pass@1", "SPR@1 of valid"]
+    out = [
+        "Paired by task and seed (p-values of SPR@1 by sign flips, with several seeds no "
+        "smaller than with seeds drawn at random too; Holm's correction over "
+        f"these {len(rows)} comparisons; SPR@1 of valid over tasks where both have some):",
+        "",
+        *table_head(heads),
+    ]
+    for row, corrected in zip(rows, holm(p_values), strict=True):
+        out.append(table_line([*row[:6], p_cell(corrected), *row[6:]]))
+    claimed = " and ".join(f"<code>{arm}</code>" for arm in study.claims if study.seeds(arm))
+    return folded(f"{claimed} against every other arm", out)
 
 
 def _pairs(study: Study) -> list[tuple[str, str]]:
@@ -193,7 +206,7 @@ def _against_base(study: Study) -> list[str]:
     """What every arm changed, and at what price."""
     measures = ("spr1_all", "vulnerable", "valid", "inert", "pass1", "secure_pass1")
     heads = ["tasks", "arm", *(HEADINGS[measure] for measure in measures), "vulnerable, ratio"]
-    out = ["Every arm against the base model:", "", *table_head(heads)]
+    out = table_head(heads)
     for group in study.main_groups():
         for arm in study.arms:
             seeds = study.together(arm, BASE)
