@@ -239,20 +239,22 @@ def test_arms_of_other_settings_have_a_command_of_their_own(results: Path, page:
 
 def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:
     write_page(results, page)
-    (line,) = [line for line in page.read_text().splitlines() if line.startswith("Code ")]
-    digest = line.removeprefix("Code ").split(";")[0]
-    assert "(" not in digest
+    (told,) = [one for one in page.read_text().splitlines() if one.startswith("Code ")]
+    digest = told.removeprefix("Code ").split(";")[0]
+    assert " " not in digest
     path = results / "main" / "tiny" / "sft" / "1.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0ther"}))
     write_page(results, page)
     # Of several, which arms each made: a comparison across them is to be seen as one.
-    assert f"Code {digest} (`base`, `tsp`, `sft`, `dpo`), 0ther (`sft`); python" in page.read_text()
+    assert "Code of 2 digests; python" in page.read_text()
+    assert line(page.read_text(), digest)[1] == "`base`, `tsp`, `sft`, `dpo`"
+    assert line(page.read_text(), "0ther")[1] == "`sft`"
     # A player that was trained by other code than evaluated it, say.
-    told = json.loads(path.read_text())
-    told["runs"][0]["run"]["code"] = ["began", "ended"]
-    path.write_text(json.dumps(told))
+    result = json.loads(path.read_text())
+    result["runs"][0]["run"]["code"] = ["began", "ended"]
+    path.write_text(json.dumps(result))
     write_page(results, page)
-    assert "began, then ended (`sft`); python" in page.read_text()
+    assert line(page.read_text(), "began, then ended")[1] == "`sft`"
 
 
 def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:

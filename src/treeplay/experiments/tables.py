@@ -61,6 +61,7 @@ def _facts(study: Study) -> list[str]:
     seeds = sorted({seed for arm in study.arms for seed in study.seeds(arm)})
     runs = [run for seeds in study.told.values() for t in seeds.values() for run in t["runs"]]
     versions = runs[0]["run"]["versions"] if runs else {}
+    codes = _codes_of(study)
     shared = {
         (suite, one["task"])
         for data in first["data"]
@@ -77,11 +78,12 @@ def _facts(study: Study) -> list[str]:
         f"Trained on {' / '.join(map(str, trained))} tasks; {len(seeds)} "
         f"seed{'s' * (len(seeds) != 1)}; evaluation tasks that share a tenth of their 13-grams "
         f"with training: {len(shared)}.",
-        f"Code {_code(study)}; {named}.",
+        f"Code {', '.join(codes) if len(codes) == 1 else f'of {len(codes)} digests'}; {named}.",
         "",
         "```",
         *_commands(study, command),
         "```",
+        *(["", *folded("The code of each arm", _codes_table(codes))] if len(codes) > 1 else []),
     ]
 
 
@@ -99,16 +101,19 @@ def _commands(study: Study, command: str) -> list[str]:
     return out
 
 
-def _code(study: Study) -> str:
-    """The digests of the code that made the results, and, of several, which arms each made."""
+def _codes_of(study: Study) -> dict[str, list[str]]:
+    """The digests of the code that made the results, and which arms each made."""
     made: dict[str, list[str]] = {}
     for arm in study.arms:
         codes = {code for told in study.told[arm].values() for code in _codes(told)}
         for digest in sorted(codes):
             made.setdefault(digest, []).append(f"`{arm}`")
-    if len(made) == 1:
-        return next(iter(made))
-    return ", ".join(f"{digest} ({', '.join(arms)})" for digest, arms in made.items())
+    return made
+
+
+def _codes_table(codes: Mapping[str, Sequence[str]]) -> list[str]:
+    rows = [table_line([digest, ", ".join(arms)]) for digest, arms in codes.items()]
+    return [*table_head(["code", "arms"]), *rows]
 
 
 def _codes(told: Mapping[str, Any]) -> Iterator[str]:
