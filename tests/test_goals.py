@@ -111,3 +111,11 @@ def test_every_goal_is_in_words() -> None:
         "no more than 1 point lower",
         "no more than 2 points lower",
     }
+
+
+def test_a_ratio_to_nothing_is_told(results: Path, page: Path) -> None:  # noqa: F811
+    for seed in (0, 1):
+        write(results, "sft", seed, [row("a", 0, 4), row("b", 0, 4)])
+    write_page(results, page)
+    start = ("main", "tiny", "2", "executed, decision form", "`tsp`", "SPR@1, ratio", "`sft`")
+    assert line(page.read_text(), *start)[8:10] == ["n/a (`sft` has none)", "not shown"]

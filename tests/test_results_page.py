@@ -18,6 +18,7 @@ from treeplay.experiments.results import read_studies
 ROOT = Path(__file__).parents[1]
 CONFIG: dict[str, Any] = {
     "tasks": {"eval": ["OUT/data/s.jsonl@token"]},
+    "train": {"learning_rate": 5e-4},
     "eval": {"samples": 10, "max_tokens": 64, "temperature": 0.8, "top_p": 0.95},
 }
 
@@ -52,6 +53,7 @@ def write(folder: Path, arm: str, seed: int, rows: list[list[Any]], **more: Any)
         "run": {"versions": {"python": "3.11"}, "config": CONFIG},
         "timings": {"round-1 grow": 5.0, "round-1 judge": 2.0, "round-1 eval judge": 1.0},
         "used": {"sampled": 700, "nodes": 7, "gradient": 9000},
+        "training": {"round-1": {"steps": 20}, "round-2": {"steps": 10}},
         "tasks": rows,
     }
     told = {
@@ -110,7 +112,8 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     ]
     fewer = line(text, "executed, decision form", "`tsp`", "+30.0")[3]
     assert fewer.replace("\u2212", "-") == "-20.0 [-20.0, -20.0]"
-    assert line(text, "`tsp`", "2", "700")[1:] == ["2", "700", "9,000", "7", "0", "1"]
+    took = line(text, "`tsp`", "2", "700")[1:]
+    assert took == ["2", "700", "9,000", "30", "0.0005", "7", "0", "1"]
     assert "- `dpo`, seed 0 has no result: there are no pairs" in text
 
 
@@ -141,6 +144,21 @@ def test_seeds_that_were_given_tokens_by_different_rules_are_refused(
     words = r"spin was given its sampled tokens by grow.branches in seed 0 and by grow.budget in"
     with pytest.raises(RunError, match=words):
         page_files(results, page)
+
+
+def test_the_starter_pack_and_other_data_are_told_apart(results: Path, page: Path) -> None:
+    write_page(results, page)
+    assert "apart" not in page.read_text()
+    for seed in (0, 1):
+        for arm, here, there in (("base", 1, 2), ("tsp", 6, 2), ("sft", 3, 3)):
+            pack = [row(task, here, 1, suite="starter-seen@token") for task in "ab"]
+            write(results, arm, seed, [*pack, *(row(task, there, 1) for task in "cd")])
+    write_page(results, page)
+    text = page.read_text()
+    assert line(text, "starter pack, decision form", "`tsp`", "+50.0")[2] == "+50.0 [+50.0, +50.0]"
+    assert line(text, "public sets, decision form", "`tsp`", "0.0")[2] == "0.0 [0.0, 0.0]"
+    apart = line(text, "public sets, decision form", "`tsp`", "`sft`")[3]
+    assert apart.replace("\u2212", "-") == "-10.0 [-10.0, -10.0]"
 
 
 def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path) -> None:
@@ -246,7 +264,7 @@ def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> No
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0ther"}))
     write_page(results, page)
     # Of several, which arms each made: a comparison across them is to be seen as one.
-    assert "Code of 2 digests; python" in page.read_text()
+    assert "Code of 2 versions; python" in page.read_text()
     assert line(page.read_text(), digest)[1] == "`base`, `tsp`, `sft`, `dpo`"
     assert line(page.read_text(), "0ther")[1] == "`sft`"
     # A player that was trained by other code than evaluated it, say.

@@ -8,5 +8,6 @@ kept.py       results that are there already: are they what the plan would make?
 runs.py       plays them one by one; a fault is recorded and the rest goes on
 collect.py    a run folder -> results/PROTOCOL/MODEL/ARM/SEED.json
 stats.py      bootstrap over tasks and seeds, paired differences, tests, Holm
-tables.py     results -> Markdown tables; plots.py: results -> SVG
+facts.py      how results were made: data, code, commands, tokens, time, what to know of them
+tables.py     results -> Markdown tables; goals.py: what is claimed and found; plots.py: SVG
 """

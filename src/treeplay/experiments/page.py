@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from treeplay.errors import RunError
+from treeplay.experiments.cells import folded
 from treeplay.experiments.goals import goals_table
 from treeplay.experiments.plots import study_plot
 from treeplay.experiments.results import Study, read_studies
-from treeplay.experiments.tables import folded, study_tables
+from treeplay.experiments.tables import study_tables
 from treeplay.run import write_text
 
 BEGIN = "<!-- begin: made by treeplay experiment --tables -->"

@@ -31,6 +31,7 @@ Key = tuple[str, str]  # suite, task
 # Data sets that have many tasks a scenario, as ids begin: there a CWE is the unit that intervals
 # and tests take for independent. (SecCodePLT: 1,411 tasks of about 45 scenarios and 28 CWEs.)
 COPIED = ("seccodeplt/",)
+PACK = "starter"  # how names of suites of the starter pack begin
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,18 @@ class Study:
                 out.append(self._group(name, wanted))
         out.append(self._group("general ability", lambda row: row["general"]))
         return [group for group in out if group.keys]
+
+    def by_source(self) -> list[Group]:
+        """Executed tasks in a decision form, those of the starter pack and all others apart;
+        nothing where there are not both."""
+
+        def wanted(pack: bool, row: Mapping[str, Any]) -> bool:
+            executed = row["tested"] and not row["general"] and not _full(row)
+            return bool(executed and row["suite"].startswith(PACK) == pack)
+
+        names = {"starter pack, decision form": True, "public sets, decision form": False}
+        groups = [self._group(name, partial(wanted, pack)) for name, pack in names.items()]
+        return groups if all(group.keys for group in groups) else []
 
     def _group(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> Group:
         counts = self._counts()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
+from treeplay.experiments.cells import estimate_cell, folded, p_cell, table_head, table_line
+from treeplay.experiments.facts import costs, failed, made_by, noted
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import MEASURES, Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_no_difference, ratio
-from treeplay.play_grow import UNJUDGED
+from treeplay.experiments.stats import difference, estimate, holm, p_no_difference, ratio
 
 HEADINGS = {
     "spr1_all": "SPR@1",
@@ -25,101 +24,30 @@ HEADINGS = {
     "pass1": "pass@1",
     "secure_pass1": "secure-pass@1",
 }
-MINUS = "\u2212"
-# Beyond this share of the reference's tokens a run's own are told as another budget. A budget ends
-# with a whole step or wave of branches.
-FAR = 0.25
 WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 
 def study_tables(study: Study) -> list[str]:
     """The lines of a study's section below its heading: what methods are compared on, and, folded
-    away, the comparisons and every suite by itself."""
-    out = _facts(study)
+    away, the comparisons, the starter pack and other data apart, and every suite by itself."""
+    out = made_by(study)
     main = study.main_groups()
     for group in main:
         out += ["", *_rates(study, group)]
     if study.seeds(BASE):
-        out += ["", *folded("Every arm against the base model", _against_base(study))]
+        out += ["", *folded("Every arm against the base model", _against_base(study, main))]
     out += ["", *_comparisons(study)]
+    if sources := study.by_source():
+        out += ["", *folded("The starter pack and public sets apart", _apart(study, sources))]
     if suites := [group for group in study.groups() if group not in main]:
-        lines = [line for group in suites for line in ("", *_rates(study, group))]
-        out += ["", *folded("Every suite by itself", lines[1:])]
-    out += ["", *_costs(study)]
-    for some in (_noted(study), _faults(study)):
+        out += ["", *folded("Every suite by itself", _all_rates(study, suites))]
+    for some in (costs(study), noted(study), failed(study)):
         out += ["", *some] if some else []
     return out
 
 
-def folded(title: str, lines: Sequence[str]) -> list[str]:
-    """``lines`` below a title that opens them; Markdown stands between empty lines there."""
-    return ["<details>", f"<summary>{title}</summary>", "", *lines, "", "</details>"]
-
-
-def _facts(study: Study) -> list[str]:
-    first = next(told for seeds in study.told.values() for told in seeds.values())
-    seeds = sorted({seed for arm in study.arms for seed in study.seeds(arm)})
-    runs = [run for seeds in study.told.values() for t in seeds.values() for run in t["runs"]]
-    versions = runs[0]["run"]["versions"] if runs else {}
-    codes = _codes_of(study)
-    shared = {
-        (suite, one["task"])
-        for data in first["data"]
-        for suite, some in data["contamination"].items()
-        for one in some
-    }
-    trained = [sum(data["train"].values()) for data in first["data"]]
-    sizes = sorted({t["size"] for some in study.told.values() for t in some.values()})
-    model = runs[0]["run"].get("model", study.model) if runs else study.model
-    command = f"treeplay experiment {study.protocol} --data DIR --model {model}"
-    command += f" --size {sizes[0]} --seeds {','.join(map(str, seeds))}"
-    named = ", ".join(f"{name} {number}" for name, number in versions.items())
-    return [
-        f"Trained on {' / '.join(map(str, trained))} tasks; {len(seeds)} "
-        f"seed{'s' * (len(seeds) != 1)}; evaluation tasks that share a tenth of their 13-grams "
-        f"with training: {len(shared)}.",
-        f"Code {', '.join(codes) if len(codes) == 1 else f'of {len(codes)} digests'}; {named}.",
-        "",
-        "```",
-        *_commands(study, command),
-        "```",
-        *(["", *folded("The code of each arm", _codes_table(codes))] if len(codes) > 1 else []),
-    ]
-
-
-def _commands(study: Study, command: str) -> list[str]:
-    """One for every set of settings that arms were played with."""
-    made: dict[tuple[str, ...], dict[str, None]] = {}
-    for arm in study.arms:
-        for told in study.told[arm].values():
-            made.setdefault(tuple(told["overrides"]), {})[arm] = None
-    out = []
-    for overrides, arms in made.items():
-        some = [arm for arm in arms if arm != BASE]
-        only = f" --methods {','.join(some)}" if len(made) > 1 and some else ""
-        out.append(" ".join([command + only, *overrides]))
-    return out
-
-
-def _codes_of(study: Study) -> dict[str, list[str]]:
-    """The digests of the code that made the results, and which arms each made."""
-    made: dict[str, list[str]] = {}
-    for arm in study.arms:
-        codes = {code for told in study.told[arm].values() for code in _codes(told)}
-        for digest in sorted(codes):
-            made.setdefault(digest, []).append(f"`{arm}`")
-    return made
-
-
-def _codes_table(codes: Mapping[str, Sequence[str]]) -> list[str]:
-    rows = [table_line([digest, ", ".join(arms)]) for digest, arms in codes.items()]
-    return [*table_head(["code", "arms"]), *rows]
-
-
-def _codes(told: Mapping[str, Any]) -> Iterator[str]:
-    """The code that worked on each run of a result, the latest last."""
-    for run in told["runs"] or [{}]:
-        yield ", then ".join(run.get("run", {}).get("code") or [told["code"]])
+def _all_rates(study: Study, groups: Sequence[Group]) -> list[str]:
+    return [line for group in groups for line in ("", *_rates(study, group))][1:]
 
 
 def _rates(study: Study, group: Group) -> list[str]:
@@ -207,12 +135,34 @@ def _pairs(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _against_base(study: Study) -> list[str]:
+def _apart(study: Study, sources: Sequence[Group]) -> list[str]:
+    """Where a gain is: on tasks of the pack that most training tasks are of, or beyond it."""
+    measures = ("spr1_all", "vulnerable", "valid", "pass1")
+    out = _all_rates(study, sources)
+    if study.seeds(BASE):
+        out += ["", "Against the base model:", "", *_against_base(study, sources)]
+    heads = ["tasks", "arm", "against", *(HEADINGS[measure] for measure in measures)]
+    pairs = [(mine, other) for mine, other in _pairs(study) if other != BASE]
+    if pairs:
+        out += ["", "Against the others (intervals alone):", "", *table_head(heads)]
+    for group in sources:
+        for mine, other in pairs:
+            names = [
+                group.name,
+                f"`{mine}`",
+                f"`{other}`{study.fewer(study.together(mine, other))}",
+            ]
+            changes = [_change(study, mine, other, group, measure) for measure in measures]
+            out.append(table_line([*names, *changes]))
+    return out
+
+
+def _against_base(study: Study, groups: Sequence[Group]) -> list[str]:
     """What every arm changed, and at what price."""
     measures = ("spr1_all", "vulnerable", "valid", "inert", "pass1", "secure_pass1")
     heads = ["tasks", "arm", *(HEADINGS[measure] for measure in measures), "vulnerable, ratio"]
     out = table_head(heads)
-    for group in study.main_groups():
+    for group in groups:
         for arm in study.arms:
             seeds = study.together(arm, BASE)
             if arm == BASE or not seeds:
@@ -233,143 +183,3 @@ def _change(study: Study, arm: str, against: str, group: Group, measure: str) ->
     mine = study.values(arm, group, measure, seeds)
     theirs = study.values(against, group, measure, seeds)
     return estimate_cell(difference(mine, theirs, group.clusters), 100, sign=True)
-
-
-def _costs(study: Study) -> list[str]:
-    """What every arm was given: mean over seeds of the sum over folds."""
-    heads = ["arm", "seeds", "sampled tokens", "gradient tokens", "grow s", "train s", "evaluate s"]
-    out = ["What it took (means over seeds; stages that a run shares with another are not in it):"]
-    out += ["", *table_head(heads)]
-    for arm in study.arms:
-        some = [told for told in study.told[arm].values() if told["runs"]]
-        if not some:
-            continue
-
-        def mean(values: Sequence[float]) -> str:
-            return f"{sum(values) / len(values):,.0f}"
-
-        cells = [f"`{arm}`", str(len(some))]
-        for kind in ("sampled", "gradient"):
-            cells.append(mean([sum(run["used"][kind] for run in told["runs"]) for told in some]))
-        for part in ("grow", "train", "evaluate"):
-            cells.append(mean([_seconds(told["runs"], arm, part) for told in some]))
-        out.append(table_line(cells))
-    return out
-
-
-def _seconds(runs: Sequence[Mapping[str, Any]], arm: str, part: str) -> float:
-    """Seconds of one part (grow, train, evaluate) of the runs of an arm."""
-    return sum(
-        float(spent)
-        for run in runs
-        for stage, spent in run["timings"].items()
-        if (stage.split()[0] == BASE) == (arm == BASE) and _part(stage) == part
-    )
-
-
-def _part(stage: str) -> str:
-    """Of which part of a run a key of ``timings`` is: ``round-1 eval judge`` is evaluation."""
-    words = stage.split()[1:]
-    if any(word.startswith("epoch-") for word in words):  # a snapshot's mark: training has it in
-        return ""
-    if "eval" in words:
-        return "evaluate"
-    if "train" in words or "score" in words:
-        return "train"
-    return "grow" if words else ""
-
-
-def _noted(study: Study) -> list[str]:
-    """What is to be known of runs that have results: games that ended early, doubts of a judge,
-    players that were never trained."""
-    out = []
-    for arm in study.arms:
-        for seed, told in sorted(study.told[arm].items()):
-            for run in told["runs"]:
-                fold = f", fold {run['fold']}" if run["fold"] else ""
-                known = run["run"]
-                warned = [one for one in run.get("branches", ()) if one.get("warning")]
-                lines = [f"{one['round']}: {one['warning']}" for one in warned]
-                lines += known.get("warnings", [])
-                if ended := known.get("ended"):
-                    lines.append(f"the game ended before round {ended['round']}: {ended['reason']}")
-                if arm != BASE and _untrained(run):
-                    why = " (all answers to a task had the same reward)"
-                    lines.append(
-                        "never trained: its answers are the base model's"
-                        + (why if known.get("method") == "grpo" else "")
-                    )
-                if apart := _apart(study, arm, seed, run):
-                    lines.append(apart)
-                out += [f"- `{arm}`, seed {seed}{fold}: {line}" for line in lines]
-    return ["To be known of these runs:", "", *out] if out else []
-
-
-def _untrained(run: Mapping[str, Any]) -> bool:
-    groups = [told["groups"] for told in run.get("training", {}).values() if "groups" in told]
-    return not run["used"]["gradient"] or (bool(groups) and not any(groups))
-
-
-def _apart(study: Study, arm: str, seed: int, run: Mapping[str, Any]) -> str:
-    """A sentence where a run took far more or fewer tokens than the reference's that it is compared
-    with: gradient tokens, and where it samples what nobody judges, sampled ones."""
-    theirs = [
-        other["used"]
-        for other in study.told.get(study.reference, {}).get(seed, {"runs": []})["runs"]
-        if other["fold"] == run["fold"]
-    ]
-    if arm in (BASE, study.reference) or not theirs or _untrained(run):
-        return ""
-    method, used = run["run"].get("method"), run["used"]
-    kinds = ["gradient"] if method != "grpo" else []
-    kinds += ["sampled"] if method in (*UNJUDGED, "grpo") else []
-    far = [
-        f"{used[kind]:,} {kind} tokens, where {study.reference} took {theirs[0][kind]:,}"
-        for kind in kinds
-        if abs(used[kind] - theirs[0][kind]) > FAR * theirs[0][kind]
-    ]
-    return f"another budget: {' and '.join(far)}" if far else ""
-
-
-def _faults(study: Study) -> list[str]:
-    out = []
-    for arm in study.arms:
-        for seed, told in sorted(study.told[arm].items()):
-            for fault in told["faults"]:
-                fold = f", fold {fault['fold']}" if fault["fold"] else ""
-                out.append(f"- `{arm}`, seed {seed}{fold} has no result: {fault['fault']}")
-    return ["What failed:", "", *out] if out else []
-
-
-def estimate_cell(
-    found: Estimate, scale: float, *, interval: bool = True, sign: bool = False, digits: int = 1
-) -> str:
-    """``value [low, high]``, times ``scale``; ``n/a`` where there is nothing to tell."""
-    if found.value is None:
-        return "n/a"
-
-    def number(value: float) -> str:
-        if math.isinf(value):
-            return "∞"
-        text = f"{value * scale:{'+' if sign else ''}.{digits}f}"
-        return text.replace("-", MINUS) if float(text) else f"{0:.{digits}f}"
-
-    text = number(found.value)
-    if interval and found.low is not None and found.high is not None:
-        text += f" [{number(found.low)}, {number(found.high)}]"
-    return text
-
-
-def p_cell(value: float) -> str:
-    """A p-value to three places."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def table_head(cells: Sequence[str]) -> list[str]:
-    """The two first lines of a Markdown table."""
-    return [table_line(cells), "|" + "---|" * len(cells)]
-
-
-def table_line(cells: Sequence[str]) -> str:
-    """A row of a Markdown table."""
-    return "| " + " | ".join(cells) + " |"
