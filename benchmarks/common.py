@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.packing import pack
 from treeplay.policy.model import ModelConfig, Policy, load_policy
 from treeplay.tasks.pack import load_pack

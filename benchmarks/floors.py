@@ -20,7 +20,7 @@ from typing import Any
 
 from common import fresh, sequences
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.packing import Packed, pack
 
 

@@ -66,7 +66,7 @@ from common import (
 from floors import rates, step_floor
 from probe import Probe
 
-from treeplay.contrasts import Contrast, contrast_from_json
+from treeplay.contrast import Contrast, contrast_from_json
 
 SLOW = ("plain", "trl", "trl-given")
 WAYS = ("packed", "packed+ref", "sft", "sft-hf", "plain", "trl", "trl-given")

@@ -11,14 +11,10 @@ from hand import Grown, at, hand_task, hand_tree, spelled, with_branch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeplay.contrasts import (
-    METHODS,
-    Contrast,
-    ContrastConfig,
-    draw_contrasts,
-)
+from treeplay.contrast import Contrast, ContrastConfig
+from treeplay.contrasts import METHODS, draw_contrasts
 from treeplay.grow import deepen
-from treeplay.judge.verdict import LABELS, Label
+from treeplay.judge.verdict import LABELS, Label, Verdict
 from treeplay.policy.model import Policy, decode
 from treeplay.tree import Branch, Tree
 
@@ -121,6 +117,32 @@ def test_secure_siblings_are_preferred_too() -> None:
     ]
     alone = drawn(tree_of(BAD, safe), ContrastConfig(siblings=False))
     assert pairs(alone) == [(f"query = {GOOD}", 'query = "... " + name')]
+
+
+def test_a_secure_sibling_that_fails_the_tests_is_neither_preferred_nor_rejected() -> None:
+    safe = Grown(0, "query = safe(name)\n    return 2\n", "secure")
+    tree = tree_of(BAD, safe, replace(safe, label="vulnerable", line=0))
+    failing = replace(tree.branches[1], verdict=Verdict("secure", "executed", (), False))
+    tree = replace(tree, branches=(tree.branches[0], failing, tree.branches[2]))
+    drawn_ = draw_contrasts("tsp", POLICY, [TASK], [tree], LOCAL)
+    assert pairs(list(drawn_.contrasts)) == [(f"query = {GOOD}", 'query = "... " + name')]
+    assert (drawn_.counts["secure_but_failing"], drawn_.counts["undecided"]) == (1, 1)
+
+
+@pytest.mark.parametrize("method", ["tsp", "tsp-paper"])
+@pytest.mark.parametrize("extent", ["local", "full"])
+def test_who_sampled_the_rejected_side_is_known(
+    method: str, extent: Literal["local", "full"]
+) -> None:
+    """Of whole answers too, which are closed, so that they are no beginning of what was sampled."""
+    tree = tree_of(BAD, BAD, Grown(0, 'query = "b" + name\n    return 1\n', "vulnerable", 0))
+    names = ("base", "round-1", "round-1")
+    signed = [replace(b, opponent=by) for b, by in zip(tree.branches, names, strict=True)]
+    tree = replace(tree, branches=tuple(signed))
+    found = drawn(tree, ContrastConfig(extent=extent), method)
+    both = ("base", "round-1")
+    expected = [both, ("round-1",)] if method == "tsp" else [("base",), *[("round-1",)] * 2]
+    assert [contrast.sampled_by for contrast in found] == expected
 
 
 def test_equal_branches_count_once() -> None:
@@ -333,9 +355,23 @@ def test_at_a_late_node_only_a_secure_sibling_is_preferred(siblings: bool) -> No
     tree = late_tree(bad)
     assert {c.node for c in drawn(tree, config)} == {0}  # no golden text there, so no contrast
     tree = late_tree(bad, safe)
-    (late,) = [c for c in drawn(tree, config) if c.node == 1]
-    assert pairs([late]) == [
-        ("    cur = db.execute(query, [name])", "    cur = db.execute(query % name)")
-    ]
-    assert late.prefix == tree.prefix(tree.nodes[1])
-    assert text(late.prefix).endswith("query = start(name)\n")
+    found = [c for c in drawn(tree, config) if c.node == 1]
+    # The mistake that the node was made for is one of them.
+    own, other = "    cur = db.execute(query + name)", "    cur = db.execute(query % name)"
+    good = "    cur = db.execute(query, [name])"
+    assert pairs(found) == [(good, own), (good, other)]
+    for late in found:
+        assert late.prefix == tree.prefix(tree.nodes[1])
+        assert text(late.prefix).endswith("query = start(name)\n")
+
+
+def test_secure_siblings_alone_teach_at_a_late_node_what_went_wrong_there() -> None:
+    safe = [Grown(1, f"    cur = db.execute(query, [{i}])\n", "secure") for i in range(4)]
+    config = ContrastConfig(weights="rate")
+    found = [c for c in drawn(late_tree(*safe), config) if c.node == 1]
+    assert {r for _, r in pairs(found)} == {"    cur = db.execute(query + name)"}
+    assert len({c for c, _ in pairs(found)}) == 4
+    assert {c.weight for c in found} == {1 / 5}
+    whole = ContrastConfig(extent="full")
+    (full,) = [c for c in drawn(late_tree(safe[0]), whole) if c.node == 1]
+    assert text(full.rejected) == "    cur = db.execute(query + name)\n    return 1\n"

@@ -23,18 +23,9 @@ from test_contrasts import (
     tree_of,
 )
 
-from treeplay.contrasts import (
-    METHODS,
-    NEEDS_VULNERABLE,
-    Contrast,
-    ContrastConfig,
-    anchors_of_text,
-    check_references,
-    contrast_from_json,
-    contrast_to_json,
-    draw_contrasts,
-    kl_anchor,
-)
+from treeplay.anchors import anchors_of_text, kl_anchor
+from treeplay.contrast import Contrast, ContrastConfig, contrast_from_json, contrast_to_json
+from treeplay.contrasts import METHODS, NEEDS_VULNERABLE, check_references, draw_contrasts
 from treeplay.errors import TaskError
 from treeplay.judge.verdict import LABELS
 from treeplay.policy.model import Policy, decode

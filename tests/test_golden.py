@@ -15,7 +15,8 @@ import yaml
 from writer import tasks
 
 from treeplay.config import load_config
-from treeplay.contrasts import ContrastConfig, Weights, tsp
+from treeplay.contrast import ContrastConfig, Weights
+from treeplay.contrasts import tsp
 from treeplay.errors import ConfigError, RunError
 from treeplay.golden import mended_path, request, rooted
 from treeplay.grow import grow as really_grow

@@ -15,7 +15,7 @@ from conftest import byte_tokenizer, tiny_llama
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import RunError
 from treeplay.groups import (
     Budget,

@@ -6,25 +6,27 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import yaml
 from conftest import byte_tokenizer, tiny_llama
 from safetensors.torch import load_file
+from test_objective import sure
 from test_train import SMALL, some_contrasts
 
 import treeplay.play_keep
 from treeplay.config import load_config
-from treeplay.contrasts import Contrast, contrast_from_json
-from treeplay.errors import ConfigError, TaskError
+from treeplay.contrast import Contrast, contrast_from_json
+from treeplay.errors import ConfigError, LearningError, TaskError
 from treeplay.experiments.collect import used
 from treeplay.judge.verdict import Label, Verdict
 from treeplay.keep import Examine, Keeper, Mark, best, hold_out, mark
 from treeplay.opponent import score_opponent
 from treeplay.play import Game
 from treeplay.play_eval import sampled_answers
-from treeplay.play_keep import best_run
+from treeplay.play_keep import best_run, train_and_choose
 from treeplay.policy.model import Policy
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
@@ -152,6 +154,58 @@ def test_ability_that_falls_ends_the_training(
     assert not keeper.snapshot(3).exists()
 
 
+def test_an_explosion_in_the_last_update_is_detected_where_it_is_kept(tmp_path: Path) -> None:
+    scored = score_opponent(sure(), some_contrasts(), SMALL)
+    config = replace(SMALL, learning_rate=10.0, epochs=2, groups_per_step=99, warmup=0.0)
+
+    def run(name: str, keep: Literal["last", "best"], second: float) -> Path:
+        settings, scores = replace(config, keep=keep), {1: (0.3, 0.5), 2: (second, 0.5)}
+        keeper = Keeper(tmp_path / name / "epochs", BASE, settings, told(scores))
+        return train(sure(), scored, settings, 0, tmp_path / name, keeper=keeper)
+
+    for name, keep in (("a", "last"), ("b", "best")):
+        with pytest.raises(LearningError, match="exploded at the last step, 2"):
+            run(name, keep, 0.6)
+        assert not (tmp_path / name / "adapter").exists()
+    assert weights(run("c", "best", 0.2)) == weights(tmp_path / "c" / "epochs/epoch-1/adapter")
+
+
+def test_a_learning_rate_that_fails_is_left_out(
+    policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored = score_opponent(sure(), some_contrasts(), SMALL)
+    monkeypatch.setattr(
+        treeplay.play_keep, "_mark_of", lambda game, policy, file, epoch, base: Mark(epoch, 1, 1, 1)
+    )
+    said: list[str] = []
+
+    def choose(name: str, *rates: float) -> Path:
+        game: Any = SimpleNamespace(
+            run=SimpleNamespace(folder=tmp_path / name, manifest={}),
+            player=lambda number: f"round-{number}",
+            adapter=lambda number: tmp_path / name / "round-1" / "adapter",
+            policy=policy,
+            server=None,
+            config=SimpleNamespace(train=replace(THREE, warmup=0.0, rates=rates)),
+            reporter=SimpleNamespace(say=said.append),
+        )
+
+        def run(config: TrainConfig, folder: Path, keeper: Keeper | None) -> Path:
+            return train(sure(), scored, config, 0, folder, keeper=keeper)
+
+        return train_and_choose(game, 1, run)
+
+    chosen = choose("one", 10.0, 1e-4)
+    kept = read_json(chosen.parent / "kept.json")
+    assert kept["learning_rate"] == 1e-4
+    assert list(kept["tried"]) == ["0.0001"]
+    assert "exploded" in kept["failed"]["10"]
+    assert "learning rate 10 is left out" in said[0]
+    assert "left out" in read_json(tmp_path / "one" / "manifest.json")["warnings"][0]
+    with pytest.raises(LearningError, match="exploded"):
+        choose("none", 10.0, 20.0)
+
+
 class Killed(Exception):
     pass
 
@@ -247,6 +301,16 @@ def test_own_answers_are_asked_for_and_counted(writer: Path, tmp_path: Path) -> 
 def test_the_game_keeps_the_best(
     writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Neither the first rate nor the last epoch.
+    wanted = {"rate-0.001/held/epoch-2": 0.3, "rate-0.0001/held/epoch-1": 0.5}
+    marked: Callable[..., Mark] = treeplay.play_keep._mark_of
+
+    def better(game: Game, policy: Policy, file: str, epoch: int, base: Mark | None) -> Mark:
+        found = marked(game, policy, file, epoch, base)
+        score = next((wanted[end] for end in wanted if file.endswith(end)), found.score)
+        return replace(found, score=score)
+
+    monkeypatch.setattr(treeplay.play_keep, "_mark_of", better)
     game = open_game(tmp_path / "whole", writer)
     assert game.held is not None
     (held,) = (task.id for task in game.held.tasks)
@@ -266,7 +330,8 @@ def test_the_game_keeps_the_best(
         for one in tried["epochs"]
     }
     assert len(scores) == 4
-    assert scores[kept["learning_rate"], kept["epoch"]] == max(scores.values())
+    assert (kept["learning_rate"], kept["epoch"]) == (1e-4, 1)
+    assert scores[1e-4, 1] == max(scores.values()) == 0.5
     chosen = run / "round-1" / f"rate-{kept['learning_rate']:g}" / "epochs"
     assert weights(run / "round-1" / "adapter") == weights(
         chosen / f"epoch-{kept['epoch']}" / "adapter"

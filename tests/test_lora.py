@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from test_groups import CONFIG, gradient, policy_of, same, trees
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import ModelError
 from treeplay.groups import make_groups
 from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter

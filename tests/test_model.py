@@ -308,7 +308,7 @@ def test_an_adapter_of_another_model_is_refused(tiny_folder: Path, tmp_path: Pat
 
 
 def a_trained_adapter(policy: Policy, out: Path) -> Path:
-    from treeplay.contrasts import Contrast
+    from treeplay.contrast import Contrast
     from treeplay.lora import LoraSettings
     from treeplay.opponent import score_opponent
     from treeplay.train import TrainConfig, train

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from test_kl import player
 from test_train import SMALL, Killed, files, killer, some_contrasts
 
-from treeplay.contrasts import Contrast, kl_anchor
+from treeplay.anchors import kl_anchor
+from treeplay.contrast import Contrast
 from treeplay.errors import RunError
 from treeplay.groups import Group
 from treeplay.lora import LoraSettings

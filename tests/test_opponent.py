@@ -10,7 +10,7 @@ import pytest
 from conftest import tiny_llama
 from test_groups import CONFIG, policy_of, trees
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.opponent import DRIFT, score_opponent, with_sampled
 from treeplay.train import TrainConfig, contrast_logps
 from treeplay.tree import Branch, Node, Tree

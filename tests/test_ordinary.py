@@ -10,7 +10,8 @@ from typing import Literal
 import pytest
 from conftest import CHAT, byte_tokenizer, tiny_llama
 
-from treeplay.contrasts import ContrastConfig, anchors_of_text
+from treeplay.anchors import anchors_of_text
+from treeplay.contrast import ContrastConfig
 from treeplay.judge.execute import execute_program, toolchain
 from treeplay.judge.validity import check_valid_many
 from treeplay.ordinary import LANGUAGES, ordinary_code, some_ordinary_code

@@ -18,7 +18,7 @@ from conftest import tiny_llama
 from writer import tasks
 
 from treeplay.config import load_config, to_dict
-from treeplay.contrasts import contrast_from_json
+from treeplay.contrast import contrast_from_json
 from treeplay.errors import ModelError, RunError, TaskError
 from treeplay.play import Game
 from treeplay.policy.model import ModelConfig, load_policy

@@ -17,7 +17,7 @@ from test_play import content, game, recipe, settings
 from writer import tasks
 
 from treeplay.config import load_config
-from treeplay.contrasts import Contrast, contrast_from_json
+from treeplay.contrast import Contrast, contrast_from_json
 from treeplay.errors import ConfigError, RunError
 from treeplay.grow import missing
 from treeplay.judge.verdict import Verdict
@@ -89,12 +89,10 @@ def test_branches_of_several_opponents_are_put_together_by_node() -> None:
 
 
 def test_a_contrast_is_measured_against_the_latest_who_made_the_mistake() -> None:
-    grown = tree(
-        branch(0, 0, (5, 6), "base"), branch(1, 0, (5, 9), "b"), branch(2, 0, (7,), "base")
-    )
-    asked = [pair((5,)), pair((7,)), pair((8,)), pair(()), pair((5, 6))]
-    named = with_reference(asked, [grown], ("b", "base"))
-    assert [c.opponent for c in named] == ["b", "base", "b", "b", "base"]
+    who = [("base", "b"), ("base",), ("gone",), ()]
+    named = with_reference([pair((5,), sampled_by=by) for by in who], ("b", "base"))
+    assert [c.opponent for c in named] == ["b", "base", "b", "b"]
+    assert {c.sampled_by for c in named} == {()}
 
 
 def test_rates_are_those_of_one_player_and_of_decided_branches() -> None:

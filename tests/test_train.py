@@ -15,7 +15,7 @@ import torch
 from conftest import byte_tokenizer, tiny_llama
 from peft import LoraConfig, get_peft_model
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import ModelError, RunError
 from treeplay.lora import LoraSettings
 from treeplay.opponent import score_opponent

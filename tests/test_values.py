@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from treeplay.config import load_config
-from treeplay.contrasts import Contrast, ContrastConfig, tsp
+from treeplay.contrast import Contrast, ContrastConfig
+from treeplay.contrasts import tsp
 from treeplay.errors import ConfigError
 from treeplay.policy.model import Policy
 from treeplay.tree import Probe, Tree

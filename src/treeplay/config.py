@@ -19,7 +19,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from treeplay.config_check import check_values
-from treeplay.contrasts import ContrastConfig
+from treeplay.contrast import ContrastConfig
 from treeplay.errors import ConfigError
 from treeplay.evaluate import EvalConfig
 from treeplay.golden import GoldenConfig

@@ -30,3 +30,8 @@ class SandboxError(TreeplayError):
 
 class RunError(TreeplayError):
     """A run folder cannot be used, resumed or written."""
+
+
+class LearningError(RunError):
+    """A loss or a gradient is not a number, or training has destroyed the player: with other
+    settings it may go well."""

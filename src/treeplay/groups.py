@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import torch
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import RunError
 from treeplay.policy.model import Policy
 

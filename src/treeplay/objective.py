@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.losses import (
     hinge_loss,
     ipo_loss,

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import torch
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import RunError
 from treeplay.groups import Budget, Group, check_contrasts, each_bin, make_groups
 from treeplay.policy.model import Policy

@@ -11,12 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from treeplay.contrasts import (
-    Contrast,
-    contrast_from_json,
-    contrast_to_json,
-    draw_contrasts,
-)
+from treeplay.contrast import Contrast, contrast_from_json, contrast_to_json
+from treeplay.contrasts import draw_contrasts
 from treeplay.errors import RunError
 from treeplay.evaluations import question, settle, tasks_digest
 from treeplay.golden import own_task
@@ -231,11 +227,11 @@ class Game:
                 told = f"{where}: nothing to disprefer; golden answers alone are learnt"
                 self.reporter.say(f"warning: {told}")
                 warn(self, told)
-            found: Sequence[Contrast] = with_reference(drawn.contrasts, trees, names)
+            found: Sequence[Contrast] = with_reference(drawn.contrasts, names)
             if self.config.train.reference == "reuse":
                 found = with_sampled(found, trees)
             extra = self._ordinary(policy, number) if found else Ordinary()
-            found = [*found, *with_reference(extra.anchors, trees, names)]
+            found = [*found, *with_reference(extra.anchors, names)]
             with (
                 self.run.timed(f"{where} score"),
                 self.reporter.stage(f"{where} score opponent", len(found)) as meter,

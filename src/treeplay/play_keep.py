@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from treeplay.config import Config
-from treeplay.errors import TaskError
+from treeplay.errors import LearningError, TaskError
 from treeplay.keep import Keeper, Mark, hold_out, mark, mark_from_json
+from treeplay.play_doubts import warn
 from treeplay.play_eval import sampled_answers
 from treeplay.policy.model import Policy
 from treeplay.run import read_json, write_json
@@ -51,12 +52,17 @@ def held_suite(config: Config, tasks: Sequence[Task]) -> tuple[list[Task], Suite
 
 def train_and_choose(game: Game, number: int, run: Run) -> Path:
     """Train round ``number``'s player, with every learning rate of ``train.rates``, and keep the
-    best snapshot; returns its adapter."""
+    best snapshot; returns its adapter.
+
+    A rate with which training fails (:class:`LearningError`) is told and left out; the error is
+    raised where none is left.
+    """
     where = game.player(number)
     folder = game.run.folder / where
     config = game.config.train
     base = _mark_of(game, game.policy, "held/base", 0, None)
     tried: list[tuple[float, Path, Keeper]] = []
+    failed: dict[str, str] = {}
     for rate in config.rates or (config.learning_rate,):
         inside = f"{where}/rate-{rate:g}"
 
@@ -69,17 +75,26 @@ def train_and_choose(game: Game, number: int, run: Run) -> Path:
 
         settings = replace(config, learning_rate=rate)
         keeper = Keeper(game.run.folder / inside / "epochs", base, settings, examine)
-        run(settings, game.run.folder / inside, keeper)
-        tried.append((rate, game.run.folder / inside, keeper))
+        try:
+            run(settings, game.run.folder / inside, keeper)
+        except LearningError as error:
+            if len(failed) + 1 == max(1, len(config.rates)):
+                raise
+            failed[f"{rate:g}"] = str(error)
+            told = f"{where}: learning rate {rate:g} is left out: {error}"
+            game.reporter.say(f"warning: {told}")
+            warn(game, told)
+        else:
+            tried.append((rate, game.run.folder / inside, keeper))
     rate, chosen, keeper = tried[best_run([keeper for _, _, keeper in tried])]
     kept = keeper.best()
-    told = {
+    marks = {
         "base": asdict(base),
         "learning_rate": rate,
         "epoch": kept.epoch,
         "tried": {f"{one:g}": each.to_json() for one, _, each in tried},
     }
-    write_json(folder / "kept.json", told)
+    write_json(folder / "kept.json", marks | ({"failed": failed} if failed else {}))
     game.reporter.say(
         f"{where}: epoch {kept.epoch} at learning rate {rate:g} is kept; held-out tasks: "
         f"secure {kept.secure:.1%} (base {base.secure:.1%}), able {kept.able:.1%} "

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from treeplay.contrasts import Contrast
+from treeplay.contrast import Contrast
 from treeplay.errors import ConfigError
 from treeplay.policy.sample import seed_of
 from treeplay.tasks.task import Task
-from treeplay.tree import Branch, Tree
+from treeplay.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ def signed(tree: Tree, player: str) -> Tree:
     )
 
 
-def with_reference(
-    contrasts: Sequence[Contrast], trees: Sequence[Tree], pool: Sequence[str]
-) -> list[Contrast]:
+def with_reference(contrasts: Sequence[Contrast], pool: Sequence[str]) -> list[Contrast]:
     """Contrasts with the player of ``pool`` (names, the latest first) that each is measured
     against: whoever sampled its rejected side, the latest of them; where nobody did (a given
     answer, none at all), the latest player.
@@ -122,21 +120,14 @@ def with_reference(
     Both sides have the same reference: in a difference of log-ratios (Rafailov et al. 2023, eq. 6)
     the state's partition function cancels for one reference policy only.
     """
-    branches: dict[tuple[str, int], list[Branch]] = {}
-    for tree in trees:
-        for branch in tree.branches:
-            branches.setdefault((tree.task, branch.node), []).append(branch)
-
-    def reference(contrast: Contrast) -> str:
-        ids = contrast.rejected
-        by = {
-            branch.opponent
-            for branch in branches.get((contrast.task, contrast.node), ())
-            if ids and branch.ids[: len(ids)] == ids
-        }
-        return next((name for name in pool if name in by), pool[0])
-
-    return [replace(contrast, opponent=reference(contrast)) for contrast in contrasts]
+    return [
+        replace(
+            contrast,
+            opponent=next((name for name in pool if name in contrast.sampled_by), pool[0]),
+            sampled_by=(),
+        )
+        for contrast in contrasts
+    ]
 
 
 # Replay.

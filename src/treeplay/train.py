@@ -25,8 +25,8 @@ import torch
 from accelerate import Accelerator
 from safetensors import SafetensorError
 
-from treeplay.contrasts import Contrast
-from treeplay.errors import RunError
+from treeplay.contrast import Contrast
+from treeplay.errors import LearningError, RunError
 from treeplay.groups import Budget, Group, check_contrasts, each_bin, make_groups
 from treeplay.keep import Keeper
 from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
@@ -210,7 +210,11 @@ def train(
         with checkpointing(policy.model, config.checkpointing):
             fresh = start_from is None
             after_epoch = keeper.watch(model, policy.tokenizer) if keeper else None
-            _loop(model, contrasts, config, seed, out, progress, after_epoch, fresh=fresh)
+
+            def kept(epoch: int) -> bool:
+                return keeper is None or keeper.best().epoch == epoch
+
+            _loop(model, contrasts, config, seed, out, progress, after_epoch, kept, fresh=fresh)
         if keeper:
             keeper.put(final)
         else:
@@ -234,9 +238,11 @@ def _loop(
     out: Path,
     progress: Callable[[int, int, dict[str, float]], None] | None,
     after_epoch: Callable[[Weights, int], bool] | None,
+    kept: Callable[[int], bool],
     *,
     fresh: bool,
 ) -> None:
+    """``kept``: whether the adapter after so many epochs, the last, is to be the player."""
     accelerator = Accelerator(cpu=next(iter(model.parameters())).device.type == "cpu")
     weights = Weights(model, config.lora)
     opponent = None
@@ -253,6 +259,7 @@ def _loop(
     log = out / "train.jsonl"
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
     worst = -math.log(model.get_input_embeddings().weight.shape[0])
+    epoch = 0
     model.train()
     for step in range(done, len(steps)):
         torch.manual_seed(seed_of("step", seed, step))  # dropout is the same after resuming
@@ -261,14 +268,14 @@ def _loop(
         try:
             row = step_gradient(model, weights, steps[step], config, budget, accelerator, opponent)
         except FloatingPointError as error:
-            raise RunError(
+            raise LearningError(
                 f"{error} not a number at step {step + 1}; lower train.learning_rate, "
                 "or use model.dtype=float32"
             ) from error
         _check_gain(row.get("chosen_gain"), worst, f"at step {step + 1}")
         norm = float(accelerator.clip_grad_norm_(list(trained.values()), config.max_grad_norm))
         if not math.isfinite(norm):
-            raise RunError(
+            raise LearningError(
                 f"the gradient is not a number at step {step + 1}; lower train.learning_rate, "
                 "or use model.dtype=float32"
             )
@@ -280,7 +287,8 @@ def _loop(
         # Before the state is saved: who is killed here comes by again.
         if after_epoch and ((step + 1) % in_epoch == 0 or step + 1 == len(steps)):
             write_log(log, lines)
-            ends = after_epoch(weights, math.ceil((step + 1) / in_epoch))
+            epoch = math.ceil((step + 1) / in_epoch)
+            ends = after_epoch(weights, epoch)
             model.train()
             if ends:
                 break
@@ -289,7 +297,8 @@ def _loop(
             save_state(out / "state", trained, optimizer, step + 1)
         if progress:
             progress(step + 1, len(steps), {k: float(v) for k, v in row.items()})
-    if len(steps) > done and not after_epoch:  # a keeper has asked every snapshot
+    # No step looks at what the last update did; nor does it matter where another epoch is kept.
+    if len(steps) > done and kept(epoch):
         gain = _gain_now(model, steps[-1], config, budget, opponent)
         _check_gain(gain, worst, f"at the last step, {len(steps)}")
     write_log(log, lines)
@@ -297,9 +306,9 @@ def _loop(
 
 
 def _check_gain(gain: float | None, worst: float, when: str) -> None:
-    """Raises :class:`RunError` where chosen tokens became less likely than by guessing."""
+    """Raises :class:`LearningError` where chosen tokens became less likely than by guessing."""
     if gain is not None and not gain >= worst:
-        raise RunError(
+        raise LearningError(
             f"the loss exploded {when}: the player gives a chosen token {-gain:.0f} nats less "
             "than the opponent, which is worse than guessing; lower train.learning_rate or "
             "train.max_grad_norm, or raise train.alpha"
@@ -313,8 +322,8 @@ def _gain_now(
     budget: Budget,
     opponent: Opponent | None,
 ) -> float | None:
-    """``chosen_gain`` of a part of a step's trees once more: no step looks at what the last update
-    did. None where there is nothing to compare."""
+    """``chosen_gain`` of a part of a step's trees once more. None where there is nothing to
+    compare."""
     model.eval()
 
     def work(group: Group) -> dict[str, float]:

@@ -45,10 +45,12 @@ def share_of(branches: Sequence[Branch]) -> Share:
 
 
 def share_at(tree: Tree, node: Node) -> Share:
-    """Of the rollouts from a node, or of the samples that passed a trie's."""
+    """Of the rollouts from a node (where a branch went wrong late, that branch is one of them), or
+    of the samples that passed a trie's."""
     if node.passed is not None:
         return Share(*node.passed)
-    return share_of([branch for branch in tree.branches if branch.node == node.id])
+    found = share_of([branch for branch in tree.branches if branch.node == node.id])
+    return found + Share(1, 1) if node.source == "late" else found
 
 
 def drop(state: Share, after: Share | None, prior: float) -> float:

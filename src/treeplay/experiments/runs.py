@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from treeplay.config import Config, differing_keys, to_dict, with_newer_keys, without_places
-from treeplay.contrasts import NEEDS_VULNERABLE, Contrast
+from treeplay.contrast import Contrast
+from treeplay.contrasts import NEEDS_VULNERABLE
 from treeplay.errors import ConfigError, RunError, TaskError, TreeplayError
 from treeplay.experiments.budget import BUDGETS, budget_of
 from treeplay.experiments.collect import collect, without_paths, write_result

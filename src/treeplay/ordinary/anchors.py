@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from treeplay.contrasts import Contrast, ContrastConfig, anchors_of_text
+from treeplay.anchors import anchors_of_text
+from treeplay.contrast import Contrast, ContrastConfig
 from treeplay.ordinary import some_ordinary_code
 from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.policy.sample import Request, Row, SampleConfig, sample, seed_of
