@@ -163,7 +163,8 @@ def test_an_explosion_in_the_last_update_is_detected_where_it_is_kept(tmp_path: 
         keeper = Keeper(tmp_path / name / "epochs", BASE, settings, told(scores))
         return train(sure(), scored, settings, 0, tmp_path / name, keeper=keeper)
 
-    for name, keep in (("a", "last"), ("b", "best")):
+    keeps: dict[str, Literal["last", "best"]] = {"a": "last", "b": "best"}
+    for name, keep in keeps.items():
         with pytest.raises(LearningError, match="exploded at the last step, 2"):
             run(name, keep, 0.6)
         assert not (tmp_path / name / "adapter").exists()

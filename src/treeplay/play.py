@@ -25,6 +25,7 @@ from treeplay.play_eval import scored_answers
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES, Opponents, grow_trees, plant_trees
 from treeplay.play_keep import held_suite
 from treeplay.play_over import check_watched, end, why_over
+from treeplay.play_rates import measured
 from treeplay.play_tasks import (
     cannot_run,
     contaminated,
@@ -174,7 +175,7 @@ class Game:
         if number not in self._played:
             known: dict[str, Rate] = {}
             for earlier in range(1, number):
-                known |= rates(self.grow(earlier), self.player(earlier - 1))
+                known |= measured(self, earlier)
             self._played[number] = hard_tasks(
                 self.tasks, known, config.share, config.floor, self.config.seed * 1000 + number
             )

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from treeplay.errors import ConfigError
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.play_rates import measured
 from treeplay.play_train import learns_from_contrasts
 from treeplay.run import read_jsonl, write_json
-from treeplay.selfplay import PlayConfig, mean_rate, rates
+from treeplay.selfplay import PlayConfig, mean_rate
 from treeplay.tasks.select import Suite
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def why_over(game: Game, number: int) -> str:
         return ""
     rate = None
     if method not in (*WITHOUT_BRANCHES, *UNJUDGED):
-        rate = mean_rate(rates(game.grow(number), last))
+        rate = mean_rate(measured(game, number))
     below = game.config.play.stop_below
     if rate is not None and rate < below:
         return f"{last}'s vulnerable rate of {rate:.1%} is below play.stop_below ({below:.1%})"

@@ -28,9 +28,11 @@ from treeplay.experiments.plan import BASE, Cell, Plan, plan_digest
 from treeplay.hold import BusyError, hold
 from treeplay.play import Game
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.play_rates import measured
 from treeplay.play_train import learns_from_contrasts
 from treeplay.progress import Reporter
 from treeplay.run import evaluates, open_run, read_json, write_json, write_text
+from treeplay.selfplay import mean_rate
 
 # A round's trees, and the counts of what it took to find their nodes and golden paths.
 TREES = ("round-1/golden.json", "round-1/nodes.json", "round-1/planted.jsonl")
@@ -175,6 +177,12 @@ def _look_for_faults(game: Game) -> None:
         return
     trees = game.grow(1)
     if method not in WITHOUT_BRANCHES and not any(tree.nodes for tree in trees):
+        if mean_rate(measured(game, 1)) == 0:
+            raise TaskError(
+                f"{game.player(0)} made no mistake that the judge can see, so none of the "
+                f"{len(trees)} training tasks has a risk node; train on other tasks, or raise "
+                "golden.samples or nodes.probe.rollouts"
+            )
         raise TaskError(
             f"none of the {len(trees)} training tasks has a risk node for method {method}; add to "
             "nodes.sources, or train on other tasks"

@@ -1,0 +1,81 @@
+"""The rate that early ends and the choice of tasks go by, where branches do not tell it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from test_golden import branch, sampled
+from test_selfplay import branch as grown_branch
+from test_selfplay import pair, tree
+
+from treeplay.golden import Own, own_to_json
+from treeplay.judge.verdict import Label
+from treeplay.play_over import why_over
+from treeplay.play_rates import measured
+from treeplay.run import write_jsonl
+from treeplay.selfplay import PlayConfig, Rate, mean_rate
+from treeplay.tree import Probe, Tree
+from treeplay.trie import nearest, path_of, trie
+
+ANCHORS = [pair(())]
+
+
+def game(folder: Path, *trees: Tree, source: str = "reference", below: float = 0.0) -> Any:
+    config = SimpleNamespace(
+        method="tsp", golden=SimpleNamespace(source=source), play=PlayConfig(stop_below=below)
+    )
+    return SimpleNamespace(
+        config=config,
+        player=lambda number: f"round-{number}",
+        adapter=lambda number: folder / "adapter",
+        run=SimpleNamespace(path=lambda *parts: folder.joinpath(*parts)),
+        grow=lambda number: list(trees),
+        contrasts=lambda number: ANCHORS,
+    )
+
+
+def own(folder: Path, *labels: Label) -> Tree:
+    """The trie of samples with these verdicts, which are on disk."""
+    some = [
+        branch(i, [1, 3, 9] if label == "vulnerable" else [i + 1, 3, 4], label)
+        for i, label in enumerate(labels)
+    ]
+    samples = sampled(*some)
+    bad = [one for one in some if one.verdict and one.verdict.label == "vulnerable"]
+    golden = path_of(nearest([one for one in some if one not in bad], bad))
+    (folder / "round-2").mkdir()
+    write_jsonl(folder / "round-2" / "golden.jsonl", [own_to_json(Own(samples, golden))])
+    return trie(samples, golden)
+
+
+def test_a_trie_s_rate_is_that_of_all_samples(tmp_path: Path) -> None:
+    made = own(tmp_path, *["secure"] * 15, "vulnerable")
+    assert len(made.branches) == 1  # the others part elsewhere
+    found = measured(game(tmp_path, made, source="self"), 2)
+    assert found == {made.task: Rate(16, 15, 1)}
+
+
+def test_a_player_whose_samples_are_all_secure_is_done(tmp_path: Path) -> None:
+    made = own(tmp_path, *["secure"] * 4)
+    assert not made.nodes
+    one = game(tmp_path, made, source="self")
+    assert mean_rate(measured(one, 2)) == 0
+    assert why_over(one, 2) == "round-1 made no mistake to learn from"
+    below = game(tmp_path, made, source="self", below=0.1)
+    assert "0.0% is below play.stop_below" in why_over(below, 2)
+
+
+def test_rollouts_that_gave_no_node_count(tmp_path: Path) -> None:
+    bare = replace(tree(), nodes=(), probes=(Probe(1, 0, 4, 1), Probe(2, 1, 4, 4)))
+    assert measured(game(tmp_path, bare), 2) == {"t": Rate(4, 3, 1)}
+    fine = replace(bare, probes=(Probe(1, 0, 4, 0),))
+    assert why_over(game(tmp_path, fine), 2) == "round-1 made no mistake to learn from"
+
+
+def test_branches_come_first(tmp_path: Path) -> None:
+    grown = tree(grown_branch(0, 0, (5,), "round-1", "vulnerable"))
+    probed = replace(grown, probes=(Probe(1, 0, 4, 0),))
+    assert measured(game(tmp_path, probed), 2) == {"t": Rate(1, 0, 1)}
