@@ -12,7 +12,6 @@ from test_selfplay import branch as grown_branch
 from test_selfplay import pair, tree
 
 from treeplay.golden import Own, own_to_json
-from treeplay.judge.verdict import Label
 from treeplay.play_over import why_over
 from treeplay.play_rates import measured
 from treeplay.run import write_jsonl
@@ -37,29 +36,26 @@ def game(folder: Path, *trees: Tree, source: str = "reference", below: float = 0
     )
 
 
-def own(folder: Path, *labels: Label) -> Tree:
-    """The trie of samples with these verdicts, which are on disk."""
-    some = [
-        branch(i, [1, 3, 9] if label == "vulnerable" else [i + 1, 3, 4], label)
-        for i, label in enumerate(labels)
-    ]
-    samples = sampled(*some)
-    bad = [one for one in some if one.verdict and one.verdict.label == "vulnerable"]
-    golden = path_of(nearest([one for one in some if one not in bad], bad))
+def own(folder: Path, secure: int, vulnerable: int) -> Tree:
+    """The trie of so many samples, which are on disk."""
+    good = [branch(i, [i + 1, 3, 4], "secure") for i in range(secure)]
+    bad = [branch(secure + i, [1, 3, 9], "vulnerable") for i in range(vulnerable)]
+    samples = sampled(*good, *bad)
+    golden = path_of(nearest(good, bad))
     (folder / "round-2").mkdir()
     write_jsonl(folder / "round-2" / "golden.jsonl", [own_to_json(Own(samples, golden))])
     return trie(samples, golden)
 
 
 def test_a_trie_s_rate_is_that_of_all_samples(tmp_path: Path) -> None:
-    made = own(tmp_path, *["secure"] * 15, "vulnerable")
+    made = own(tmp_path, 15, 1)
     assert len(made.branches) == 1  # the others part elsewhere
     found = measured(game(tmp_path, made, source="self"), 2)
     assert found == {made.task: Rate(16, 15, 1)}
 
 
 def test_a_player_whose_samples_are_all_secure_is_done(tmp_path: Path) -> None:
-    made = own(tmp_path, *["secure"] * 4)
+    made = own(tmp_path, 4, 0)
     assert not made.nodes
     one = game(tmp_path, made, source="self")
     assert mean_rate(measured(one, 2)) == 0

@@ -14,6 +14,7 @@ import pytest
 import torch
 from conftest import byte_tokenizer, tiny_llama
 from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file
 
 from treeplay.contrast import Contrast
 from treeplay.errors import ModelError, RunError
@@ -269,6 +270,21 @@ def test_training_goes_on_from_an_adapter(policy: Policy, tmp_path: Path) -> Non
     assert (tensors(one) - tensors(three)).abs().max() > 1e-3
     row = json.loads((tmp_path / "2/train.jsonl").read_text().splitlines()[0])
     assert row["margin"] != 0  # the opponent's log-probs were the base's
+
+
+def test_weights_count_against_those_of_other_steps(policy: Policy, tmp_path: Path) -> None:
+    scored = [c for c in score_opponent(policy, some_contrasts(tasks=3), SMALL) if c.rejected]
+    config = replace(SMALL, groups_per_step=1, epochs=2, learning_rate=0.01)
+
+    def trained(name: str, *weights: float) -> torch.Tensor:
+        weighed = [replace(c, weight=weights[int(c.task[1:])]) for c in scored]
+        adapter = train(policy, weighed, config, 0, tmp_path / name)
+        found = load_file(adapter / "adapter_model.safetensors")
+        return torch.cat([found[name].flatten() for name in sorted(found)])
+
+    alike = trained("alike", 1.0, 1.0, 1.0)
+    assert (trained("rated", 1.0, 0.05, 0.3) - alike).abs().max() > 1e-3
+    assert torch.allclose(trained("more", 4.0, 4.0, 4.0), alike, atol=1e-6)
 
 
 def test_seeds_matter(policy: Policy, tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
     contrasts -> trees -> steps -> bins (see :mod:`treeplay.groups`)
         -> packed forward -> loss -> backward -> AdamW -> adapter/
 
-A step learns from ``groups_per_step`` trees, one backward pass a bin, and divides by the whole
-step's weight, so the gradient does not depend on how its trees are arranged in bins.
+A step learns from ``groups_per_step`` trees, one backward pass a bin, and divides by the number of
+its contrasts and their mean weight over the whole training set, so the gradient does not depend on
+how its trees are arranged in bins, and a weight counts against those of all steps.
 
 The state of the loop (adapter, optimizer, step) is written as safetensors every
 ``checkpoint_steps`` steps; a run that was interrupted goes on from there to the same result.
@@ -259,6 +260,7 @@ def _loop(
     log = out / "train.jsonl"
     lines = log.read_text().splitlines()[:done] if log.is_file() else []
     worst = -math.log(model.get_input_embeddings().weight.shape[0])
+    unit = math.fsum(contrast.weight for contrast in contrasts) / len(contrasts) or 1.0
     epoch = 0
     model.train()
     for step in range(done, len(steps)):
@@ -266,7 +268,9 @@ def _loop(
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_at(step, len(steps), config)
         try:
-            row = step_gradient(model, weights, steps[step], config, budget, accelerator, opponent)
+            row = step_gradient(
+                model, weights, steps[step], config, budget, accelerator, opponent, unit
+            )
         except FloatingPointError as error:
             raise LearningError(
                 f"{error} not a number at step {step + 1}; lower train.learning_rate, "
@@ -347,13 +351,15 @@ def step_gradient(
     budget: Budget,
     accelerator: Any,
     opponent: Opponent | None = None,
+    unit: float = 1.0,
 ) -> dict[str, Any]:
     """Leave the gradient of one step over ``groups`` in ``weights.masters``; returns its figures.
 
-    The same, up to rounding, however small ``budget`` is. Raises ``FloatingPointError`` naming the
+    The loss is the sum of the contrasts' weighted losses over their number times ``unit``: the
+    same, up to rounding, however small ``budget`` is. Raises ``FloatingPointError`` naming the
     tasks whose loss is not a number.
     """
-    whole = math.fsum(c.weight for g in groups for c in g.contrasts) or 1.0
+    whole = unit * sum(len(group.contrasts) for group in groups)
 
     def work(group: Group) -> tuple[float, dict[str, float]]:
         try:
