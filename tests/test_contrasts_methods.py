@@ -23,7 +23,7 @@ from test_contrasts import (
     tree_of,
 )
 
-from treeplay.anchors import anchors_of_text, kl_anchor
+from treeplay.anchors import anchors_of_text, freed, kl_anchor
 from treeplay.contrast import Contrast, ContrastConfig, contrast_from_json, contrast_to_json
 from treeplay.contrasts import METHODS, NEEDS_VULNERABLE, check_references, draw_contrasts
 from treeplay.errors import TaskError
@@ -126,6 +126,16 @@ def test_states_that_a_contrast_shares_with_the_anchor() -> None:
         Contrast("t", 1, (1, 7), (3,), (4,), 1.0),  # of another path
     ]
     assert kl_anchor("t", ids, 1.0, contrasts).chosen_mask == (1, 0, 0, 0, 1)
+    # Pairs of earlier rounds that are met again free theirs too.
+    anchor = kl_anchor("t", ids, 1.0, contrasts[1:])
+    assert anchor.chosen_mask == (1, 1, 1, 1, 1)
+    (opened,) = freed([anchor], contrasts)
+    assert opened == replace(anchor, chosen_mask=(1, 0, 0, 0, 1))
+    closed = kl_anchor("t", ids, 1.0, contrasts)
+    other = [replace(contrast, task="u") for contrast in contrasts]
+    later = [Contrast("t", 0, (1, 2, 3, 4, 5), (6,), (7,), 1.0)]
+    assert freed([anchor, *contrasts], other) == [anchor, *contrasts]
+    assert freed([closed], later)[0].chosen_mask == (1, 0, 0, 0, 0)
 
 
 def test_ordinary_text_gives_anchors() -> None:

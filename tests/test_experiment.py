@@ -254,7 +254,7 @@ def test_a_fault_is_recorded_and_the_rest_goes_on(
     monkeypatch.setattr(runs, "_look_for_faults", without_pairs)
     done = play(
         "main", data, writer, tmp_path, "--methods", "dpo,spin,tsp,sft",
-        "nodes.sources=[annotated]",
+        "nodes.sources=[annotated]", "contrasts.anchor=1",  # golden answers alone are no pairs
     )  # fmt: skip
     assert done.exit_code == 1
     faults = {
@@ -269,7 +269,7 @@ def test_a_fault_is_recorded_and_the_rest_goes_on(
     # They are tried again; what is there stays.
     monkeypatch.setattr(runs, "_look_for_faults", real)
     done = play("main", data, writer, tmp_path, "--methods", "spin,sft",
-                "nodes.sources=[annotated]")  # fmt: skip
+                "nodes.sources=[annotated]", "contrasts.anchor=1")  # fmt: skip
     assert "sft, seed 0: there" in done.output
 
 

@@ -4,6 +4,7 @@ from the opponent along it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from treeplay.closing import closed
 from treeplay.contrast import Anchor, Contrast, ContrastConfig
@@ -21,6 +22,22 @@ def golden_anchor(
     if config.anchor_kind == "kl":
         return kl_anchor(tree.task, tree.prompt_ids + whole, config.anchor, beside)
     return Contrast(tree.task, -1, tree.prompt_ids, whole, (), config.anchor)
+
+
+def freed(contrasts: Sequence[Contrast], beside: Sequence[Contrast]) -> list[Contrast]:
+    """``contrasts`` with their KL anchors on golden answers open also where ``beside`` (pairs that
+    were added, of earlier rounds) asks for a change."""
+    by_task: dict[str, list[Contrast]] = {}
+    for contrast in beside:
+        by_task.setdefault(contrast.task, []).append(contrast)
+    out = []
+    for anchor in contrasts:
+        if anchor.kl and (added := by_task.get(anchor.task)):
+            free = kl_anchor(anchor.task, anchor.prefix + anchor.chosen, 1.0, added).chosen_mask
+            both = zip(anchor.chosen_mask, free, strict=True)
+            anchor = replace(anchor, chosen_mask=tuple(one * other for one, other in both))
+        out.append(anchor)
+    return out
 
 
 def kl_anchor(

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from treeplay.anchors import freed
 from treeplay.contrast import Contrast, contrast_from_json, contrast_to_json
-from treeplay.contrasts import draw_contrasts
+from treeplay.contrasts import WITHOUT_ANCHOR, draw_contrasts
 from treeplay.errors import RunError
 from treeplay.evaluations import question, settle, tasks_digest
 from treeplay.golden import own_task
@@ -224,7 +225,7 @@ class Game:
                 self.config.method, policy, self.tasks_of(trees), trees, self.config.contrasts
             )
             bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
-            if bare and self.config.method not in WITHOUT_BRANCHES:
+            if bare and self.config.method not in WITHOUT_ANCHOR:
                 told = f"{where}: nothing to disprefer; golden answers alone are learnt"
                 self.reporter.say(f"warning: {told}")
                 warn(self, told)
@@ -289,12 +290,13 @@ class Game:
             return own
         path = self.run.path(self.player(number), "replayed.jsonl")
         if path.is_file():
-            return [*own, *(contrast_from_json(row) for row in read_jsonl(path))]
-        earlier = [self.contrasts(before) for before in range(1, number)]
-        seed = self.config.seed * 1000 + number
-        again = replayed(own, earlier, self.config.play.replay, seed)
-        write_jsonl(path, [contrast_to_json(contrast) for contrast in again])
-        return [*own, *again]
+            again = [contrast_from_json(row) for row in read_jsonl(path)]
+        else:
+            earlier = [self.contrasts(before) for before in range(1, number)]
+            seed = self.config.seed * 1000 + number
+            again = replayed(own, earlier, self.config.play.replay, seed)
+            write_jsonl(path, [contrast_to_json(contrast) for contrast in again])
+        return [*freed(own, again), *again]
 
     def train(self, number: int) -> Path:
         """Train the player of round ``number`` from the player before it."""

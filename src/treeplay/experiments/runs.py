@@ -188,7 +188,7 @@ def _look_for_faults(game: Game) -> None:
             "nodes.sources, or train on other tasks"
         )
     contrasts: Sequence[Contrast] = game.contrasts(1)
-    if not contrasts and method in WITHOUT_BRANCHES:
+    if method in NEEDS_VULNERABLE and not any(contrast.rejected for contrast in contrasts):
         raise TaskError(
             f"method {method} learns from pairs, and none of the {len(trees)} training tasks has "
             "a golden and a vulnerable answer; train on tasks that do"
