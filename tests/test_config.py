@@ -24,6 +24,7 @@ from treeplay.config import (
     to_dict,
     to_yaml,
 )
+from treeplay.config_check import unread
 from treeplay.errors import ConfigError
 
 
@@ -102,6 +103,27 @@ def test_every_setting_is_reachable(key: str, kind: Any, default: Any, tmp_path:
 def test_whole_extents_of_grafted_branches_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"grow\.completion is graft"):
         load_config(None, ["contrasts.extent=full"])
+
+
+@pytest.mark.parametrize("method", ["tsp-paper", "spin"])
+def test_whole_answers_are_not_rejected_by_the_statement(method: str) -> None:
+    local = ["contrasts.extent=local", "grow.completion=graft"]
+    with pytest.raises(ConfigError, match=rf"method {method} rejects whole answers"):
+        load_config(None, [f"method={method}", *local])
+
+
+def test_settings_that_a_method_does_not_read_are_told() -> None:
+    def told(*overrides: str) -> list[str]:
+        return [one.partition(" does nothing")[0] for one in unread(load_config(None, overrides))]
+
+    anchors = ("contrasts.anchor=1", "contrasts.ordinary=8")
+    assert told("method=grpo", *anchors) == list(anchors)
+    assert told("method=sven", "train.clip=3", anchors[0]) == [anchors[0], "train.clip=3"]
+    assert told("method=dpo", "contrasts.weights=rate", *anchors) == ["contrasts.weights=rate"]
+    assert told("method=safecoder", "train.bound=5", "train.clip=3") == ["train.bound=5"]
+    assert told("method=tsp-paper", "grow.depth=2") == ["grow.depth=2"]
+    every = ("contrasts.weights=value", "grow.depth=2", "grow.completion=model", "train.bound=5")
+    assert told(*anchors, *every) == []
 
 
 def test_contrasts_against_broken_branches_need_branches_that_tell_why() -> None:

@@ -494,9 +494,12 @@ def test_a_model_that_cannot_be_packed_is_trained_slowly_with_one_warning(
     (model / "config.json").write_text(json.dumps({**config, "sliding_window": 500}))
     said: list[str] = []
     monkeypatch.setattr(Reporter, "say", lambda self, text: said.append(text))
-    played = game(recipe(tmp_path, settings(model)), tmp_path / "run", "method=sft")
+    played = game(
+        recipe(tmp_path, settings(model)), tmp_path / "run", "method=sft", "train.bound=5"
+    )
     played.train(1)
     assert (tmp_path / "run/round-1/adapter/adapter_model.safetensors").is_file()
+    assert "warning: train.bound=5 does nothing in method sft" in said
     assert len([text for text in said if "sliding window" in text]) == 1
 
 

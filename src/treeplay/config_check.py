@@ -145,6 +145,11 @@ def _check_branches(config: Config) -> None:
             f"grow.budget is {config.grow.budget} and grow.depth {config.grow.depth}, but a budget "
             "is of one level; set grow.budget=0 or grow.depth=1"
         )
+    if config.grow.completion == "graft" and config.method in ("tsp-paper", "spin"):
+        raise ConfigError(
+            f"grow.completion is graft, but method {config.method} rejects whole answers of the "
+            "opponent's; set grow.completion=model and contrasts.extent=full"
+        )
     if config.grow.adaptive and config.method in ("tsp-paper", "spin"):
         raise ConfigError(
             f"grow.adaptive is {config.grow.adaptive}, but method {config.method} asks no judge of "
@@ -155,6 +160,23 @@ def _check_branches(config: Config) -> None:
             f"nodes.sources has probe, but method {config.method} asks no judge of the opponent's "
             "rollouts; take probe out of nodes.sources"
         )
+
+
+def unread(config: Config) -> list[str]:
+    """A sentence for every setting that is there to change something, and that the method does not
+    read: a recipe that another method was put into, say."""
+    method, contrasts, train = config.method, config.contrasts, config.train
+    judged, trained_otherwise = METHODS.get(method) is tsp, method not in METHODS
+    pairs = method not in ("sft", "safecoder") and not trained_otherwise
+    found = {
+        f"contrasts.anchor={contrasts.anchor:g}": bool(contrasts.anchor) and trained_otherwise,
+        f"contrasts.ordinary={contrasts.ordinary}": bool(contrasts.ordinary) and trained_otherwise,
+        f"contrasts.weights={contrasts.weights}": contrasts.weights != "uniform" and not judged,
+        f"grow.depth={config.grow.depth}": config.grow.depth > 1 and not judged,
+        f"train.clip={train.clip:g}": bool(train.clip) and not pairs and method != "safecoder",
+        f"train.bound={train.bound:g}": bool(train.bound) and not pairs,
+    }
+    return [f"{key} does nothing in method {method}" for key, so in found.items() if so]
 
 
 def _check_sven(config: Config) -> None:

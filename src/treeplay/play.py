@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from treeplay.anchors import freed
+from treeplay.config_check import unread
 from treeplay.contrast import Contrast, contrast_from_json, contrast_to_json
 from treeplay.contrasts import WITHOUT_ANCHOR, draw_contrasts
 from treeplay.errors import RunError
@@ -118,6 +119,7 @@ class Game:
         suites = {suite.name: question(config.eval, suite) for suite in self.suites}
         if told := settle(run, tasks_digest(evaluated), suites):
             reporter.say(told)
+        warnings += unread(config) if training else []
         warnings += short_budgets(self.policy, self.suites, config.eval)
         if judges_training(config):
             warnings += cannot_run("training", learnt)
