@@ -17,7 +17,7 @@ import yaml
 from writer import tasks
 
 from treeplay.config import load_config
-from treeplay.errors import ConfigError, ModelError, RunError, SandboxError
+from treeplay.errors import ConfigError, LearningError, ModelError, RunError, SandboxError
 from treeplay.grpo import (
     Course,
     GrpoConfig,
@@ -28,7 +28,7 @@ from treeplay.grpo import (
     rows_at_once,
     train_grpo,
 )
-from treeplay.judge.verdict import Verdict
+from treeplay.judge.verdict import Label, Verdict
 from treeplay.lora import LoraSettings
 from treeplay.play import Game
 from treeplay.policy.model import (
@@ -313,6 +313,39 @@ def test_a_loss_that_is_no_number_is_told(policy: Policy, tmp_path: Path) -> Non
     train = replace(TRAIN, learning_rate=1e30, schedule="constant", warmup=0.0)
     with pytest.raises((RunError, ModelError), match=r"not (a number|numbers)"):
         learnt(policy, tmp_path, train=replace(train, epochs=4))
+
+
+@needs_trl
+@pytest.mark.parametrize("epochs", [1, 4])
+def test_a_player_that_was_destroyed_is_told(policy: Policy, tmp_path: Path, epochs: int) -> None:
+    """By the first update, which no step looks at, or in several."""
+    train = replace(TRAIN, learning_rate=30.0, schedule="constant", warmup=0.0, epochs=epochs)
+    with pytest.raises(LearningError, match=r"the training exploded: .* worse than guessing"):
+        learnt(policy, tmp_path, train=train)
+    assert not (tmp_path / "adapter").exists()
+
+
+@needs_trl
+def test_an_answer_without_a_reward_is_not_in_its_group_s_mean(
+    policy: Policy, tmp_path: Path
+) -> None:
+    """Otherwise all others would be pushed up or down against it."""
+
+    def first_unknown(known: Sequence[Label]) -> Any:
+        def judged(items: Sequence[tuple[Task, str]]) -> list[Verdict]:
+            labels = ["unknown" if i % 4 == 0 else known[i % 4 - 1] for i in range(len(items))]
+            return [Verdict(label) for label in labels]
+
+        return judged
+
+    train = replace(TRAIN, epochs=1)
+    same = first_unknown(["secure", "secure", "secure"])
+    (alike,) = learnt(policy, tmp_path / "alike", judged=same, train=train)
+    assert (alike["grad_norm"], alike["groups"], alike["reward"]) == (0, 0, 1)
+    mixed = first_unknown(["secure", "secure", "inert"])
+    (apart,) = learnt(policy, tmp_path / "apart", judged=mixed, train=train)
+    assert apart["grad_norm"] > 0
+    assert apart["reward"] == pytest.approx(2 / 3, abs=1e-4)
 
 
 @needs_trl

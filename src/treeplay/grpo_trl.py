@@ -27,12 +27,13 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from treeplay.errors import ModelError, RunError
+from treeplay.errors import LearningError, ModelError, RunError
 from treeplay.grpo import Course, Judged, Progress, finished_rows, order, reward_of, rows_at_once
 from treeplay.judge.verdict import LABELS
 from treeplay.lora import checkpointing, with_adapter
 from treeplay.policy.model import Policy, decode, quiet
-from treeplay.policy.sample import Request, Row, sample, seed_of
+from treeplay.policy.sample import Request, Row, Sample, sample, seed_of
+from treeplay.policy.score import plain_logps
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.task import Task
 from treeplay.train_state import load_state, save_adapter, save_state, write_log
@@ -128,6 +129,30 @@ def _learn(
     finally:
         trainer.accelerator.free_memory()
     steps.write()
+    _check_player(model, *answers.last)
+
+
+def _check_player(model: Any, path: Sequence[int], samples: Sequence[Sample]) -> None:
+    """Raises :class:`LearningError` where the player has been destroyed: where its last answers
+    to a task, behind ``path``, are less likely than by guessing for the base model or, after the
+    last update, for itself."""
+    count = sum(len(one.ids) for one in samples)
+    spans = [(len(path), len(path) + len(one.ids)) for one in samples]
+    sequences = [(*path, *one.ids) for one in samples]
+    worst = -math.log(model.get_input_embeddings().weight.shape[0])
+    model.eval()
+    with torch.no_grad():
+        now = plain_logps(model, sequences, spans)
+        with model.disable_adapter():
+            base = plain_logps(model, sequences, spans)
+    for logps, whom in ((base, "the base model"), (now, "itself, after the last update")):
+        mean = math.fsum(float(one.sum()) for one in logps) / max(1, count)
+        if not mean >= worst:
+            raise LearningError(
+                f"the training exploded: a token of the player's answers is {-mean:.0f} nats "
+                f"unlikely for {whom}, which is worse than guessing; lower train.learning_rate "
+                "or train.max_grad_norm, or raise grpo.beta"
+            )
 
 
 def _arguments(
@@ -185,6 +210,7 @@ class _Answers:
         self.policy, self.model, self.tasks, self.prompts = policy, model, tasks, prompts
         self.course, self.judged, self.seed = course, judged, seed
         self.figures: dict[str, Any] = {}
+        self.last: tuple[Sequence[int], Sequence[Sample]] = ((), ())  # path, answers
 
     def roll_out(self, prompts: list[str], trainer: Any) -> dict[str, Any]:
         """Answers of the player as it is now; equal prompts stand side by side, one group each
@@ -213,6 +239,7 @@ class _Answers:
             drawn = sample(self.model, requests, self.course.config, self.policy.stop_ids, done)
         finally:
             self.model.train()
+        self.last = requests[0].path, drawn[0]
         samples = [one for some in drawn for one in some]
         prompt_tokens = sum(len(request.path) * size for request in requests)
         sampled = sum(len(one.ids) for one in samples)
@@ -273,7 +300,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         step = len(self.course.rows) + 1
         loss, norm = float(logs["loss"]), float(logs["grad_norm"])
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise RunError(
+            raise LearningError(
                 f"the loss or gradient is not a number at step {step}; lower "
                 "train.learning_rate, or use model.dtype=float32"
             )
