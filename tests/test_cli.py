@@ -238,6 +238,10 @@ def test_other_bad_input(recipe: Path, tmp_path: Path) -> None:
     refused(run("tasks", "list", tmp_path / "none.jsonl"), r"none\.jsonl")
     refused(run("tasks", "import", "sven", tmp_path / "none", "-o", tmp_path / "o"), "none")
     refused(run("tasks", "import", "svn", tmp_path, "-o", tmp_path / "o"), "'svn'")
+    source = tmp_path / "mbpp.jsonl"
+    source.write_text("{}\n")
+    refused(run("tasks", "import", "mbpp", source, "-o", source), "the file to import")
+    assert source.read_text() == "{}\n"
     there = ("eval", recipe, "--round", 1)
     refused(run(*there, "--tasks", "x", "--name", "n"), "--tasks, --name are for eval --model")
     mine = ("eval", "--model", "x", "--tasks", "t", "--out", tmp_path / "new")

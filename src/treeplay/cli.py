@@ -324,6 +324,8 @@ def tasks_import(
     from treeplay.tasks.jsonl import write_tasks
     from treeplay.words import nearest
 
+    if target.resolve() == path.resolve():
+        raise TreeplayError(f"--out {target} is the file to import; name another file to write")
     result = import_tasks(kind, path)
     wanted = {name.strip() for name in languages.split(",") if name.strip()}
     there = {task.language for task in result.tasks}
