@@ -16,8 +16,11 @@ from treeplay.judge.execute import execute_program, toolchain
 from treeplay.judge.validity import check_valid_many
 from treeplay.ordinary import LANGUAGES, ordinary_code, some_ordinary_code
 from treeplay.ordinary.anchors import ASKED, beginning, ordinary_anchors
+from treeplay.play_tasks import contaminated
 from treeplay.policy.model import Policy, encode_path
 from treeplay.sandbox import Sandbox
+from treeplay.tasks.pack import load_pack
+from treeplay.tasks.select import Suite
 from treeplay.tasks.task import Tests, make_task
 
 
@@ -155,3 +158,12 @@ def test_what_does_not_fit_is_not_asked_for() -> None:
     anchors = ordinary_anchors(policy, config, seed=0).anchors
     assert 0 < len(anchors) < 20
     assert all(len(a.prefix) + len(a.chosen) <= 220 for a in anchors)
+
+
+def test_ordinary_code_that_is_evaluated_is_told() -> None:
+    known = ordinary_code()[0]
+    copied = make_task(id="copy", language=known.language, cwe=(), prompt=known.code)
+    pack = Suite("pack", tuple(load_pack()))
+    assert contaminated([], [Suite("s", (copied,)), pack], False) == []
+    (said,) = contaminated([], [Suite("s", (copied,)), pack], True)  # nothing of the pack
+    assert said.endswith(f"with the training task ordinary/{known.name}")

@@ -87,7 +87,7 @@ class Game:
         self.suites = eval_suites(config.tasks)
         check_watched(config.play, self.suites)
         self.tasks, self.held = held_suite(config, self.tasks)
-        warnings = contaminated(self.tasks, self.suites)
+        warnings = contaminated(self.tasks, self.suites, config.contrasts.ordinary > 0)
         with run.timed("load"), reporter.stage("load model", 1) as meter:
             self.policy = load_policy(config.model)
             meter.advance(1)

@@ -13,24 +13,33 @@ from treeplay.contrasts import NEEDS_VULNERABLE, check_references
 from treeplay.errors import TaskError
 from treeplay.evaluate import EvalConfig
 from treeplay.judge.execute import missing_with_packages
+from treeplay.ordinary import ordinary_code
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.model import Policy, check_room, encode_path
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.select import Suite
-from treeplay.tasks.task import Task
+from treeplay.tasks.task import Task, make_task
 
 Say = Callable[[str], None]
 
 
-def contaminated(tasks: Sequence[Task], suites: Sequence[Suite]) -> list[str]:
+def contaminated(tasks: Sequence[Task], suites: Sequence[Suite], ordinary: bool) -> list[str]:
     """A sentence for every evaluation task that shares a tenth of its 13-grams with a training
-    task."""
+    task, or with ``ordinary`` code where that is learnt from too."""
+    learnt = [*tasks, *(_ordinary_tasks() if ordinary else [])]
     return [
         f"{suite.name}: {one.task_id} shares {one.fraction:.0%} of its 13-grams with the training "
         f"task {one.nearest_id}"
         for suite in suites
-        for one in shared_ngrams(tasks, suite.tasks)
+        for one in shared_ngrams(learnt, suite.tasks)
         if one.fraction >= 0.1
+    ]
+
+
+def _ordinary_tasks() -> list[Task]:
+    return [
+        make_task(id=f"ordinary/{one.name}", language=one.language, cwe=(), prompt=one.code)
+        for one in ordinary_code()
     ]
 
 
