@@ -120,6 +120,7 @@ def test_settings_that_a_method_does_not_read_are_told() -> None:
     assert told("method=grpo", *anchors) == list(anchors)
     assert told("method=sven", "train.clip=3", anchors[0]) == [anchors[0], "train.clip=3"]
     assert told("method=dpo", "contrasts.weights=rate", *anchors) == ["contrasts.weights=rate"]
+    assert told("method=dpo", "contrasts.given=true") == ["contrasts.given=true"]
     assert told("method=safecoder", "train.bound=5", "train.clip=3") == ["train.bound=5"]
     assert told("method=tsp-paper", "grow.depth=2") == ["grow.depth=2"]
     every = ("contrasts.weights=value", "grow.depth=2", "grow.completion=model", "train.bound=5")

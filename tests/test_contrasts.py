@@ -145,6 +145,26 @@ def test_who_sampled_the_rejected_side_is_known(
     assert [contrast.sampled_by for contrast in found] == expected
 
 
+def test_the_given_vulnerable_answer_is_rejected_where_it_comes_by() -> None:
+    given = "query = f\"SELECT * FROM t WHERE n = '{name}'\""
+    config = ContrastConfig(given=True)
+    (one,) = drawn(tree_of(), config)
+    assert pairs([one]) == [(f"query = {GOOD}", given)]
+    assert (one.sampled_by, one.weight) == ((), 1.0)
+    both = drawn(tree_of(BAD), config)
+    assert [r for _, r in pairs(both)] == [given, 'query = "... " + name']
+    (whole,) = drawn(tree_of(), ContrastConfig("full", given=True))
+    assert text(whole.rejected[:-1]) == (TASK.vulnerable or "")[QUERY:]
+    assert whole.rejected[-1] == END
+    # Behind the place where it parts from the golden answer it does not come by.
+    assert drawn(tree_of(offsets=(EXECUTE,)), config) == []
+    # Nothing is wrong with a decision that an opponent was secure by.
+    secure = Grown(0, given + "\n    return safe(query)\n", "secure")
+    assert drawn(tree_of(secure), config) == []
+    bare = replace(TASK, vulnerable=None)
+    assert not draw_contrasts("tsp", POLICY, [bare], [tree_of()], config).contrasts
+
+
 def test_equal_branches_count_once() -> None:
     assert len(drawn(tree_of(BAD, BAD, BAD))) == 1
     tail = replace(BAD, text=BAD.text.replace("return 1", "return 9"))

@@ -172,6 +172,7 @@ def unread(config: Config) -> list[str]:
         f"contrasts.anchor={contrasts.anchor:g}": bool(contrasts.anchor) and trained_otherwise,
         f"contrasts.ordinary={contrasts.ordinary}": bool(contrasts.ordinary) and trained_otherwise,
         f"contrasts.weights={contrasts.weights}": contrasts.weights != "uniform" and not judged,
+        "contrasts.given=true": contrasts.given and not judged,
         f"grow.depth={config.grow.depth}": config.grow.depth > 1 and not judged,
         f"train.clip={train.clip:g}": bool(train.clip) and not pairs and method != "safecoder",
         f"train.bound={train.bound:g}": bool(train.bound) and not pairs,

@@ -16,7 +16,9 @@ class ContrastConfig:
     """``extent``: up to the end of the statement that decides, or of the answer. ``weights``:
     every contrast alike, by its node's measured vulnerable rate, or by how much the chosen side
     lowers that (:mod:`treeplay.values`; ``value_prior``: rollouts' worth of doubt). ``siblings``:
-    also prefer the opponent's own secure branches, not the golden path alone. ``broken``: weight,
+    also prefer the opponent's own secure branches, not the golden path alone. ``given``: also
+    reject the vulnerable answer that a task comes with, at the nodes that it passes, whether or not
+    the opponent makes that mistake. ``broken``: weight,
     whatever ``weights`` says, of contrasts against branches that do not parse or that fail the
     functional tests (0: none, as in the paper), so that no weakness is avoided by writing what does
     not work. ``anchor``: weight of what is learnt of every task's golden answer beside the
@@ -32,6 +34,7 @@ class ContrastConfig:
     extent: Extent = "local"
     weights: Weights = "uniform"
     siblings: bool = True
+    given: bool = False
     broken: float = 0.0
     anchor: float = 0.0
     anchor_kind: Anchor = "likelihood"

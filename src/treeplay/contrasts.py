@@ -17,7 +17,13 @@ from treeplay.anchors import golden_anchor
 from treeplay.closing import closed
 from treeplay.contrast import Contrast, ContrastConfig
 from treeplay.errors import TaskError
-from treeplay.extents import Extent, branch_extent, golden_extent, is_grafted
+from treeplay.extents import (
+    Extent,
+    branch_extent,
+    given_extent,
+    golden_extent,
+    is_grafted,
+)
 from treeplay.policy.model import Policy, encode_path
 from treeplay.tasks.task import Task
 from treeplay.tokens_changed import changed_mask, changed_spans
@@ -118,6 +124,9 @@ def _sides(
     secure: set[Ids] = set()
     if node.branch is None:
         good[golden_extent(policy, task, tree, node, config.extent)] = None
+        if config.given and (ids := given_extent(policy, task, tree, node, config.extent)):
+            bad[ids] = []
+            counts["given"] += 1
     elif node.source == "late":  # the branch that it sits on went wrong here
         trunk = tree.branches[node.branch]
         before = node.position - tree.nodes[trunk.node].position

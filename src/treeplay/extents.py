@@ -6,7 +6,7 @@ from typing import Literal
 
 from treeplay.closing import closed
 from treeplay.grow import line_offset
-from treeplay.policy.model import Policy
+from treeplay.policy.model import Policy, encode_path
 from treeplay.tasks.answer import statement_ends
 from treeplay.tasks.task import Task
 from treeplay.tree import Branch, Node, Tree
@@ -23,6 +23,23 @@ def golden_extent(
         return closed(policy, task, tree.golden_ids, tree.golden)[first:]
     end = _statement_end(task, tree.golden, node.offset)
     return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
+
+
+def given_extent(
+    policy: Policy, task: Task, tree: Tree, node: Node, extent: Extent
+) -> tuple[int, ...]:
+    """The same of the vulnerable answer that the task comes with; () where there is none, or it
+    does not come by the node token for token."""
+    if task.vulnerable is None or node.branch is not None:
+        return ()
+    path = encode_path(policy, task, task.vulnerable)
+    if path.ids[: node.position] != tree.prefix(node):
+        return ()
+    first = node.position - path.n_prompt
+    ids, starts = path.ids[path.n_prompt :], path.starts[path.n_prompt :]
+    if extent == "full":
+        return closed(policy, task, ids, task.vulnerable)[first:]
+    return _up_to(ids, starts, _statement_end(task, task.vulnerable, node.offset))[first:]
 
 
 def branch_extent(

@@ -69,7 +69,8 @@ def what_fits(
     def given(task: Task) -> list[str | None]:
         if grpo:
             return [None]
-        return [task.golden, task.vulnerable if config.method in NEEDS_VULNERABLE else None]
+        read = config.method in NEEDS_VULNERABLE or config.contrasts.given
+        return [task.golden, task.vulnerable if read else None]
 
     room, setting = config.grow.max_tokens, "grow.max_tokens"
     if grpo:
