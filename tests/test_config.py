@@ -118,7 +118,8 @@ def test_settings_that_a_method_does_not_read_are_told() -> None:
 
     anchors = ("contrasts.anchor=1", "contrasts.ordinary=8")
     assert told("method=grpo", *anchors) == list(anchors)
-    assert told("method=sven", "train.clip=3", anchors[0]) == [anchors[0], "train.clip=3"]
+    more = ("train.tokens_per_step=900", "train.clip=3")
+    assert told("method=sven", *more, anchors[0]) == [anchors[0], *more]
     assert told("method=dpo", "contrasts.weights=rate", *anchors) == ["contrasts.weights=rate"]
     assert told("method=dpo", "contrasts.given=true") == ["contrasts.given=true"]
     assert told("method=safecoder", "train.bound=5", "train.clip=3") == ["train.bound=5"]

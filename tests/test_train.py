@@ -18,11 +18,13 @@ from safetensors.torch import load_file
 
 from treeplay.contrast import Contrast
 from treeplay.errors import ModelError, RunError
+from treeplay.groups import make_groups
 from treeplay.lora import LoraSettings
 from treeplay.opponent import score_opponent
 from treeplay.policy.model import Policy, load_adapter
 from treeplay.policy.score import plain_logps
 from treeplay.train import TrainConfig, group_loss, packed_where_right, train
+from treeplay.train_plan import plan_steps
 
 SMALL = TrainConfig(
     epochs=2,
@@ -285,6 +287,27 @@ def test_weights_count_against_those_of_other_steps(policy: Policy, tmp_path: Pa
     alike = trained("alike", 1.0, 1.0, 1.0)
     assert (trained("rated", 1.0, 0.05, 0.3) - alike).abs().max() > 1e-3
     assert torch.allclose(trained("more", 4.0, 4.0, 4.0), alike, atol=1e-6)
+
+
+def test_steps_of_so_many_tokens(policy: Policy, tmp_path: Path) -> None:
+    scored = score_opponent(policy, some_contrasts(tasks=9), SMALL)
+    groups = make_groups(scored)
+    most = max(group.learnt for group in groups)
+    limit = 2 * most
+    config = replace(SMALL, epochs=2, tokens_per_step=limit, groups_per_step=1)
+    steps, ends = plan_steps(groups, config, 3)
+    tokens = [sum(group.learnt for group in step) for step in steps]
+    assert all(abs(one - limit) <= most / 2 for i, one in enumerate(tokens) if i + 1 not in ends)
+    assert ends[-1] == len(steps)
+    for start, end in zip([0, *ends], ends, strict=False):  # every epoch has every tree once
+        met = [group.contrasts[0].task for step in steps[start:end] for group in step]
+        assert sorted(met) == sorted(group.contrasts[0].task for group in groups)
+    short, where = plan_steps(groups, replace(config, budget=sum(tokens) + 1), 3)
+    assert (short[: len(steps)], len(short)) == (steps, len(steps) + 1)
+    assert where == [*ends, len(short)]
+    train(policy, scored, config, 3, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
+    assert [row["learnt"] for row in rows] == tokens
 
 
 def test_seeds_matter(policy: Policy, tmp_path: Path) -> None:

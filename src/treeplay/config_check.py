@@ -48,6 +48,7 @@ AT_LEAST = {
     "contrasts.ordinary_weight": 0,
     "train.epochs": 1,
     "train.groups_per_step": 1,
+    "train.tokens_per_step": 0,
     "train.max_tokens": 16,
     "train.checkpoint_steps": 1,
     "train.keep_samples": 1,
@@ -174,6 +175,8 @@ def unread(config: Config) -> list[str]:
         f"contrasts.weights={contrasts.weights}": contrasts.weights != "uniform" and not judged,
         "contrasts.given=true": contrasts.given and not judged,
         f"grow.depth={config.grow.depth}": config.grow.depth > 1 and not judged,
+        f"train.tokens_per_step={train.tokens_per_step}": bool(train.tokens_per_step)
+        and trained_otherwise,
         f"train.clip={train.clip:g}": bool(train.clip) and not pairs and method != "safecoder",
         f"train.bound={train.bound:g}": bool(train.bound) and not pairs,
     }

@@ -35,7 +35,8 @@ from treeplay.policy.sample import seed_of
 from treeplay.sven_loss import changed_likelihood, prefix_contrast, sven_loss, unchanged_kl
 from treeplay.tasks.task import Task
 from treeplay.tokens_changed import Level, changed_mask, changed_spans
-from treeplay.train import TrainConfig, learning_rate_at
+from treeplay.train import TrainConfig
+from treeplay.train_plan import learning_rate_at
 from treeplay.train_state import load_state, save_adapter, save_state, write_log
 
 SECURE, VULNERABLE = "default", "vulnerable"  # "default" is what PEFT saves at a folder's top

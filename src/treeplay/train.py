@@ -3,9 +3,10 @@
     contrasts -> trees -> steps -> bins (see :mod:`treeplay.groups`)
         -> packed forward -> loss -> backward -> AdamW -> adapter/
 
-A step learns from ``groups_per_step`` trees, one backward pass a bin, and divides by the number of
-its contrasts and their mean weight over the whole training set, so the gradient does not depend on
-how its trees are arranged in bins, and a weight counts against those of all steps.
+A step learns from several trees (:mod:`treeplay.train_plan`), one backward pass a bin, and divides
+by the number of its contrasts and their mean weight over the whole training set, so the gradient
+does not depend on how its trees are arranged in bins, and a weight counts against those of all
+steps.
 
 The state of the loop (adapter, optimizer, step) is written as safetensors every
 ``checkpoint_steps`` steps; a run that was interrupted goes on from there to the same result.
@@ -15,10 +16,8 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +36,7 @@ from treeplay.policy.heap import give_back
 from treeplay.policy.model import Policy
 from treeplay.policy.sample import seed_of, told_slow
 from treeplay.policy.score import Opponent, Span, packed_scores, plain_scores
+from treeplay.train_plan import learning_rate_at, plan_steps
 from treeplay.train_state import load_state, save_adapter, save_state, write_log
 
 
@@ -57,6 +57,10 @@ class TrainConfig:
     ``epochs``: how often every contrast is met. ``budget``: instead, go on epoch after epoch until
     so many tokens have had a gradient (:attr:`treeplay.groups.Group.learnt`, 0: epochs decide).
 
+    A step learns from ``groups_per_step`` trees; with ``tokens_per_step`` above 0 instead from as
+    many as come nearest to so many gradient tokens, so that methods whose trees differ in size make
+    as many steps of as many tokens.
+
     ``max_tokens``: unique tokens of one forward pass, which bounds the memory and changes nothing
     else: small trees share a pass, larger ones are split. ``packed`` false computes every sequence
     apart: slow, the same numbers. ``checkpointing`` computes activations twice instead of keeping
@@ -76,6 +80,7 @@ class TrainConfig:
     warmup: float = 0.1
     schedule: Literal["linear", "constant"] = "linear"
     groups_per_step: int = 4
+    tokens_per_step: int = 0
     max_grad_norm: float = 1.0
     loss: Loss = "sigmoid"
     beta: float = 0.1
@@ -252,8 +257,7 @@ def _loop(
     trained = weights.masters
     optimizer = torch.optim.AdamW(trained.values(), lr=config.learning_rate, weight_decay=0.0)
     groups = make_groups(contrasts, config.packed)
-    steps = _plan(groups, config, seed)
-    in_epoch = math.ceil(len(groups) / config.groups_per_step)
+    steps, ends = plan_steps(groups, config, seed)
     budget = Budget(config.max_tokens)
     done = load_state(out / "state", trained, optimizer)
     weights.spread()
@@ -289,12 +293,12 @@ def _loop(
         row = {"step": step + 1, **row, "grad_norm": round(norm, 4)}
         lines.append(json.dumps(row))
         # Before the state is saved: who is killed here comes by again.
-        if after_epoch and ((step + 1) % in_epoch == 0 or step + 1 == len(steps)):
+        if after_epoch and step + 1 in ends:
             write_log(log, lines)
-            epoch = math.ceil((step + 1) / in_epoch)
-            ends = after_epoch(weights, epoch)
+            epoch = ends.index(step + 1) + 1
+            over = after_epoch(weights, epoch)
             model.train()
-            if ends:
+            if over:
                 break
         if (step + 1) % config.checkpoint_steps == 0 and step + 1 < len(steps):
             write_log(log, lines)
@@ -412,30 +416,3 @@ def _blamed(
         except FloatingPointError as error:
             guilty.append(str(error))
     return f"the loss of task {', '.join(guilty) or suspects} is"
-
-
-def _plan(groups: list[Group], config: TrainConfig, seed: int) -> list[list[Group]]:
-    """The trees of every step of every epoch; a new order each epoch, from the seed. With a budget,
-    up to the step that uses it up."""
-    steps: list[list[Group]] = []
-    used = 0
-    for epoch in count() if config.budget else range(config.epochs):
-        order = list(groups)
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        size = config.groups_per_step
-        for i in range(0, len(order), size):
-            steps.append(order[i : i + size])
-            used += sum(max(1, group.learnt) for group in steps[-1])
-            if config.budget and used >= config.budget:
-                return steps
-    return steps
-
-
-def learning_rate_at(step: int, steps: int, config: TrainConfig) -> float:
-    """The share of ``config.learning_rate`` at step ``step`` (from 0) of ``steps``."""
-    warm = max(1, round(config.warmup * steps))
-    if step < warm:
-        return (step + 1) / warm
-    if config.schedule == "constant":
-        return 1.0
-    return (steps - step) / max(1, steps - warm)
