@@ -165,10 +165,8 @@ def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path
     write(tmp_path / "one", "tsp", 0, [row("a", 1, 4), row("b", 2, 4)])
     write_page(tmp_path / "one", page)
     text = page.read_text()
-    assert (
-        "There are no results of `tsp`, `tsp-own` and of another arm, so nothing is compared."
-        in text
-    )
+    claims = "`tsp`, `tsp-own`, `own-given`"
+    assert f"There are no results of {claims} and of another arm, so nothing is compared." in text
 
 
 def test_a_task_in_both_forms_is_one_cluster(results: Path, page: Path) -> None:
