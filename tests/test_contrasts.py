@@ -161,6 +161,8 @@ def test_the_given_vulnerable_answer_is_rejected_where_it_comes_by() -> None:
     # Nothing is wrong with a decision that an opponent was secure by.
     secure = Grown(0, given + "\n    return safe(query)\n", "secure")
     assert drawn(tree_of(secure), config) == []
+    # Nor does one weigh anything by a rate that is 0.
+    assert drawn(tree_of(), ContrastConfig(weights="rate", given=True)) == []
     bare = replace(TASK, vulnerable=None)
     assert not draw_contrasts("tsp", POLICY, [bare], [tree_of()], config).contrasts
 

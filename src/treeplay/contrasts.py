@@ -31,6 +31,9 @@ from treeplay.tree import Branch, Node, Tree
 from treeplay.trie import Path, mistake
 from treeplay.values import share_at, value_of_choice
 
+Ids = tuple[int, ...]
+By = dict[Ids, list[str]]  # continuations, and who sampled each, every time
+
 # Methods that learn from a given vulnerable answer.
 NEEDS_VULNERABLE = ("dpo", "safecoder", "sven")
 # Methods whose contrasts are the golden answers' likelihood already.
@@ -95,17 +98,13 @@ def tsp(
             if config.weights == "value":
                 new = _by_value(policy, task, tree, node, new, config)
                 counts["without_a_drop"] += sum(not contrast.weight for contrast in new)
-                new = [contrast for contrast in new if contrast.weight]
-            out += new
+            # A given mistake that the opponent never makes weighs nothing by its rate.
+            out += [contrast for contrast in new if contrast.weight]
         out += [
             _contrast(tree, node, ids, other, config.broken, broken[other])
             for ids, other in zip(cycle(chosen), useless, strict=False)
         ]
     return out
-
-
-Ids = tuple[int, ...]
-By = dict[Ids, list[str]]  # continuations, and who sampled each, every time
 
 
 def _sides(
@@ -175,7 +174,7 @@ def _is_broken(node: Node, branch: Branch, extent: Extent) -> bool:
     return verdict.label == "invalid" or (verdict.label == "inert" and verdict.functional is False)
 
 
-def _begins(ids: tuple[int, ...], others: set[tuple[int, ...]]) -> bool:
+def _begins(ids: Ids, others: set[Ids]) -> bool:
     """Whether one of ``others`` begins with ``ids``."""
     return any(other[: len(ids)] == ids for other in others)
 
