@@ -109,10 +109,12 @@ def evaluate(
     ] = None,
     model: Annotated[str | None, typer.Option(help="Hub id, folder or GGUF file.")] = None,
     adapter: Annotated[str | None, typer.Option(help="Folder of a PEFT adapter on it.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="JSONL file, or 'starter'.")] = None,
-    samples: Annotated[int | None, typer.Option(help="Samples a task.", min=1)] = None,
+    tasks: Annotated[str | None, typer.Option(help=SOURCE)] = None,
+    samples: Annotated[
+        int | None, typer.Option(help="Samples a task; 10, if not said.", min=1)
+    ] = None,
     folder: Annotated[str | None, typer.Option("--out", help="Where to write.")] = None,
-    form: Annotated[str | None, typer.Option(help="full, statement or token.")] = None,
+    form: Annotated[str | None, typer.Option(help="full (if not said), statement, token.")] = None,
     name: Annotated[
         str | None, typer.Option(help="What to call the player in the report: else 'player'.")
     ] = None,
@@ -187,12 +189,14 @@ def report(folder: Annotated[Path, typer.Argument(help="A run folder.")]) -> Non
 def export(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     target: Annotated[Path, typer.Option("--out", help="The folder to write.")],
-    round: Annotated[int | None, typer.Option("--round", help="Which round; the last.")] = None,
+    round: Annotated[
+        int | None, typer.Option("--round", help="Which round: else the last.")
+    ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the base model lies, if it was moved.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32, bfloat16 or float16; as it was played.")
+        str | None, typer.Option(help="float32, bfloat16 or float16: else as it was played.")
     ] = None,
 ) -> None:
     """Write a trained player as a model of its own: the adapter merged into the base model's
@@ -310,7 +314,12 @@ def tasks_fetch(
 @tasks_app.command("import")
 @told
 def tasks_import(
-    kind: Annotated[str, typer.Argument(help="tsp, safecoder, sven, seccodeplt, ...")],
+    kind: Annotated[
+        str,
+        typer.Argument(
+            help="tsp, safecoder, sven, seccodeplt, securityeval, cweval, humaneval or mbpp."
+        ),
+    ],
     path: Annotated[Path, typer.Argument(help="The data set's file or folder.")],
     target: Annotated[Path, typer.Option("--out", "-o", help="JSONL file to write.")],
     languages: Annotated[str, typer.Option(help="Keep these only, comma separated.")] = "",
