@@ -13,6 +13,7 @@ import pytest
 from treeplay.errors import RunError
 from treeplay.experiments.collect import COLUMNS, write_result
 from treeplay.experiments.page import BEGIN, END, page_files, write_page
+from treeplay.experiments.protocol import load_protocol
 from treeplay.experiments.results import read_studies
 
 ROOT = Path(__file__).parents[1]
@@ -165,7 +166,7 @@ def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path
     write(tmp_path / "one", "tsp", 0, [row("a", 1, 4), row("b", 2, 4)])
     write_page(tmp_path / "one", page)
     text = page.read_text()
-    claims = "`tsp`, `tsp-own`, `own-given`"
+    claims = ", ".join(f"`{arm}`" for arm in load_protocol("main").claims)
     assert f"There are no results of {claims} and of another arm, so nothing is compared." in text
 
 
