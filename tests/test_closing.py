@@ -45,7 +45,7 @@ def ids_of(policy: Policy, answer: str) -> tuple[int, ...]:
 def test_a_whole_answer_is_closed_as_the_model_would(style: str, answer: str) -> None:
     policy = policy_of(style)
     ids = ids_of(policy, answer)
-    found = closed(policy, TASK, ids, answer)
+    found = closed(policy, TASK, ids)
     assert found[: len(ids)] == ids
     assert found[-1] == END
     text = decode(policy, found)
@@ -58,27 +58,27 @@ def test_a_fence_may_join_the_last_token() -> None:
     policy = policy_of("chat", joining_tokenizer())
     answer = GOLDEN.rstrip("\n")
     ids = ids_of(policy, answer)
-    found = closed(policy, TASK, ids, answer)
+    found = closed(policy, TASK, ids)
     assert found == (*ids[:-1], 257, *ids_of(policy, "```"), END)
     assert decode(policy, found) == GOLDEN + "```"
     # Sampled ids that the tokenizer would not have written stay as they are.
     sampled = (*ids[:-3], 99, *ids[-2:])
-    assert closed(policy, TASK, sampled, answer)[: len(ids)] == sampled
+    assert closed(policy, TASK, sampled)[: len(ids)] == sampled
     # Nor is a last token that says more than the answer does.
     longer = (*ids[:-1], ids_of(policy, "\n")[0])
-    assert closed(policy, TASK, longer, answer)[: len(ids)] == longer
+    assert closed(policy, TASK, longer)[: len(ids)] == longer
 
 
 def test_what_the_program_goes_on_behind_stays_open() -> None:
     policy = policy_of("chat")
     ids = ids_of(policy, GOLDEN)
-    assert closed(policy, replace(TASK, suffix="    print(1)\n"), ids, GOLDEN) == ids
-    assert closed(policy, replace(TASK, suffix="\n\n"), ids, GOLDEN)[-1] == END
+    assert closed(policy, replace(TASK, suffix="    print(1)\n"), ids) == ids
+    assert closed(policy, replace(TASK, suffix="\n\n"), ids)[-1] == END
 
 
 def test_no_answer_and_no_end_mark() -> None:
     policy = policy_of("complete")
-    assert closed(policy, TASK, (), "") == ()
+    assert closed(policy, TASK, ()) == ()
     policy.tokenizer.eos_token = None
     ids = ids_of(policy, GOLDEN)
-    assert closed(policy, TASK, ids, GOLDEN) == ids
+    assert closed(policy, TASK, ids) == ids

@@ -18,7 +18,7 @@ def golden_anchor(
 ) -> Contrast:
     """The anchor on a tree's golden answer, as ``config.anchor_kind`` says, for the contrasts
     ``beside`` it."""
-    whole = closed(policy, task, tree.golden_ids, tree.golden)
+    whole = closed(policy, task, tree.golden_ids)
     if config.anchor_kind == "kl":
         return kl_anchor(tree.task, tree.prompt_ids + whole, config.anchor, beside)
     return Contrast(tree.task, -1, tree.prompt_ids, whole, (), config.anchor)

@@ -16,8 +16,8 @@ from treeplay.tasks.task import Task
 Ids = tuple[int, ...]
 
 
-def closed(policy: Policy, task: Task, ids: Ids, answer: str) -> Ids:
-    """``ids``, the token ids of ``answer`` behind ``task``'s prompt, with those that close it.
+def closed(policy: Policy, task: Task, ids: Ids) -> Ids:
+    """``ids``, the token ids of a whole answer behind ``task``'s prompt, with those that close it.
 
     Nothing is tokenised anew but a last token that the fence joins (a bracket and a line break are
     one token to many models): the joined one takes its place, as the model would have written it.
@@ -25,12 +25,13 @@ def closed(policy: Policy, task: Task, ids: Ids, answer: str) -> Ids:
     if task.suffix.strip() or not ids:
         return ids
     if policy.style == "chat":
-        ids = _fenced(policy, task, ids, answer)
+        ids = _fenced(policy, task, ids)
     end = policy.tokenizer.eos_token_id
     return ids if end is None else (*ids, end)
 
 
-def _fenced(policy: Policy, task: Task, ids: Ids, answer: str) -> Ids:
+def _fenced(policy: Policy, task: Task, ids: Ids) -> Ids:
+    answer = decode(policy, ids)  # of sampled ids, which may end before or behind the answer does
     fence = "```" if answer.endswith("\n") else "\n```"
     path = encode_path(policy, task, answer + fence)
     whole = path.ids[path.n_prompt :]

@@ -222,7 +222,7 @@ def sft(
     """Supervised fine-tuning on the golden answer."""
     if not tree.golden_ids:
         return []
-    whole = closed(policy, task, tree.golden_ids, tree.golden)
+    whole = closed(policy, task, tree.golden_ids)
     return [Contrast(task.id, -1, tree.prompt_ids, whole, (), 1.0)]
 
 
@@ -233,8 +233,8 @@ def dpo(
     wrong = _vulnerable(policy, task, tree, counts)
     if wrong is None:
         return []
-    whole = closed(policy, task, tree.golden_ids, tree.golden)
-    against = closed(policy, task, wrong.ids, wrong.text)
+    whole = closed(policy, task, tree.golden_ids)
+    against = closed(policy, task, wrong.ids)
     return [Contrast(task.id, -1, tree.prompt_ids, whole, against, 1.0)]
 
 

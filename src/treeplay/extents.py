@@ -8,6 +8,7 @@ from treeplay.closing import closed
 from treeplay.grow import line_offset
 from treeplay.policy.model import Policy, encode_path
 from treeplay.tasks.answer import statement_ends
+from treeplay.tasks.decision import parting
 from treeplay.tasks.task import Task
 from treeplay.tree import Branch, Node, Tree
 
@@ -20,7 +21,7 @@ def golden_extent(
     """Golden token ids from the node to the end of its statement, or of the closed answer."""
     first = node.position - len(tree.prompt_ids)
     if extent == "full":
-        return closed(policy, task, tree.golden_ids, tree.golden)[first:]
+        return closed(policy, task, tree.golden_ids)[first:]
     end = _statement_end(task, tree.golden, node.offset)
     return _up_to(tree.golden_ids, tree.golden_starts, end)[first:]
 
@@ -28,9 +29,10 @@ def golden_extent(
 def given_extent(
     policy: Policy, task: Task, tree: Tree, node: Node, extent: Extent
 ) -> tuple[int, ...]:
-    """The same of the vulnerable answer that the task comes with; () where there is none, or it
-    does not come by the node token for token."""
-    if task.vulnerable is None or node.branch is not None:
+    """The same of the vulnerable answer that the task comes with, to the end of the statement that
+    it parts from the golden one in; () where there is none, or it does not come by the node (one on
+    the golden path) token for token."""
+    if task.vulnerable is None:
         return ()
     path = encode_path(policy, task, task.vulnerable)
     if path.ids[: node.position] != tree.prefix(node):
@@ -38,8 +40,9 @@ def given_extent(
     first = node.position - path.n_prompt
     ids, starts = path.ids[path.n_prompt :], path.starts[path.n_prompt :]
     if extent == "full":
-        return closed(policy, task, ids, task.vulnerable)[first:]
-    return _up_to(ids, starts, _statement_end(task, task.vulnerable, node.offset))[first:]
+        return closed(policy, task, ids)[first:]
+    at = max(node.offset, parting(tree.golden, task.vulnerable))
+    return _up_to(ids, starts, _statement_end(task, task.vulnerable, at))[first:]
 
 
 def branch_extent(
@@ -58,7 +61,7 @@ def branch_extent(
         if branch.ended == "length" or not ids:
             return ids
         before = tree.prefix(node)[len(tree.prompt_ids) :]
-        return closed(policy, task, before + ids, branch.answer)[len(before) :]
+        return closed(policy, task, before + ids)[len(before) :]
     at = node.offset
     verdict = branch.verdict
     if verdict and verdict.label == "vulnerable" and verdict.findings and not grafted:

@@ -76,7 +76,7 @@ def propose(
         if free:
             middle = min(free, key=lambda i: (abs(2 * i - low - high), i))
             stretches.append((-bound, low - high, middle))
-        else:
+        elif values.get(low) is not None:  # from a state without a judged rollout nothing is found
             found.append(bound)
     found.sort(reverse=True)
     enough = found[wanted - 1] if len(found) >= wanted else 0.0

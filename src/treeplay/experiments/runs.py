@@ -35,7 +35,12 @@ from treeplay.run import evaluates, open_run, read_json, write_json, write_text
 from treeplay.selfplay import mean_rate
 
 # A round's trees, and the counts of what it took to find their nodes and golden paths.
-TREES = ("round-1/golden.json", "round-1/nodes.json", "round-1/planted.jsonl")
+TREES = (
+    "round-1/golden.json",
+    "round-1/golden.jsonl",
+    "round-1/nodes.json",
+    "round-1/planted.jsonl",
+)
 # Sections that decide how the base model answers, and those that decide how trees grow.
 EVALUATED = ("seed", "model", "judge", "eval")
 GROWN = ("seed", "model", "judge", "nodes", "grow", "golden")
