@@ -122,6 +122,8 @@ def test_settings_that_a_method_does_not_read_are_told() -> None:
     assert told("method=sven", *more, anchors[0]) == [anchors[0], *more]
     assert told("method=dpo", "contrasts.weights=rate", *anchors) == ["contrasts.weights=rate"]
     assert told("method=dpo", "contrasts.given=true") == ["contrasts.given=true"]
+    assert told("contrasts.given=true") == []
+    assert told("contrasts.given=true", "golden.source=self") == ["contrasts.given=true"]
     assert told("method=safecoder", "train.bound=5", "train.clip=3") == ["train.bound=5"]
     assert told("method=tsp-paper", "grow.depth=2") == ["grow.depth=2"]
     every = ("contrasts.weights=value", "grow.depth=2", "grow.completion=model", "train.bound=5")

@@ -163,6 +163,14 @@ def test_the_given_vulnerable_answer_is_rejected_where_it_comes_by() -> None:
     assert drawn(tree_of(secure), config) == []
     # Nor does one weigh anything by a rate that is 0.
     assert drawn(tree_of(), ContrastConfig(weights="rate", given=True)) == []
+    # At a node before it parts, it is learnt to the statement that it parts in.
+    later = replace(TASK, vulnerable=(TASK.golden or "").replace("(name,)", "name"))
+    found = draw_contrasts("tsp", POLICY, [later], [tree_of(BAD)], config).contrasts
+    begin = f"query = {GOOD}"
+    assert pairs(list(found)) == [
+        (begin, (later.vulnerable or "")[QUERY:].partition("\n    return")[0]),
+        (begin, 'query = "... " + name'),
+    ]
     bare = replace(TASK, vulnerable=None)
     assert not draw_contrasts("tsp", POLICY, [bare], [tree_of()], config).contrasts
 

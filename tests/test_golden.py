@@ -307,7 +307,7 @@ def test_a_repair_becomes_a_path_behind_the_task_s_prompt(tiny_policy: Policy) -
     answer = cut_answer(task, text).text
     mend = Branch(3, 0, ids, (), starts, text, answer, "model", "eos", Verdict("secure"))
     path = mended_path(tiny_policy, task, asked, mend)
-    assert path == Path(ids[:-1], starts[:-1], answer) or path.ids == ids
+    assert path == Path(ids[:-1], starts[:-1], answer)
     # Sampled ids that no tokenizer would make are kept as they are...
     odd = replace(mend, ids=(250, *ids[1:]))
     assert mended_path(tiny_policy, task, asked, odd).ids[0] == 250

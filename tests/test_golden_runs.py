@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path as File
+from shutil import copy
 from typing import Any
 
 import pytest
@@ -12,10 +13,12 @@ from writer import tasks
 
 from treeplay.config import load_config
 from treeplay.errors import ConfigError, RunError
+from treeplay.experiments.runs import TREES
 from treeplay.golden import rooted
 from treeplay.grow import grow as really_grow
 from treeplay.judge.judge import Judge
 from treeplay.play import Game
+from treeplay.play_rates import measured
 from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
@@ -121,11 +124,21 @@ def test_a_stopped_golden_stage_goes_on_to_the_same(
 ) -> None:
     data = settings(bare_writer)
     data["golden"].update(source="repair", attempts=2, mends=3)
+    import treeplay.golden_stage as stage
+
+    judge_many: Any = Judge.judge_many
+    judged = []
+
+    def counted(self: Judge, items: Any, *args: Any) -> Any:
+        judged.append([answer for _, answer in items])
+        return judge_many(self, items, *args)
+
+    monkeypatch.setattr(Judge, "judge_many", counted)
     whole = game(tmp_path, data, "whole")
     trees = whole.grow(1)
     whole.close()
-    import treeplay.golden_stage as stage
-
+    once = judged.copy()
+    judged.clear()
     real: Any = really_grow
     calls = []
 
@@ -148,8 +161,22 @@ def test_a_stopped_golden_stage_goes_on_to_the_same(
     else:
         pytest.fail("it makes no way")
     assert len(calls) > 3
+    assert judged == once  # an unknown verdict might be another one the second time
     for path in (tmp_path / "whole/round-1").iterdir():
         assert (tmp_path / "stopped/round-1" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_trees_that_another_run_grew_are_measured_alike(bare_writer: File, tmp_path: File) -> None:
+    first = game(tmp_path, settings(bare_writer), "first")
+    first.grow(1)
+    second = game(tmp_path, settings(bare_writer), "second")
+    for name in ("round-1/judged.jsonl", *TREES):
+        if (tmp_path / "first" / name).is_file():
+            (tmp_path / "second/round-1").mkdir(exist_ok=True)
+            copy(tmp_path / "first" / name, tmp_path / "second" / name)
+    assert measured(second, 1) == measured(first, 1)
+    first.close()
+    second.close()
 
 
 def test_repairs_are_tried_until_one_is_accepted(

@@ -65,14 +65,17 @@ anything = st.lists(shares, min_size=1, max_size=40)
 
 
 @settings(max_examples=300, deadline=None)
-@given(falling, st.integers(1, 4), st.integers(1, 3))
+@given(falling, st.integers(1, 4), st.integers(1, 3), st.integers(0, 2))
 def test_where_the_value_never_rises_the_greatest_drops_are_found(
-    value: list[float], wanted: int, spans: int
+    value: list[float], wanted: int, spans: int, unjudged: int
 ) -> None:
+    """Also where no rollout of the first states could be judged."""
     count = len(value)
-    tried, _ = search(value.__getitem__, count, wanted, replace(MANY, spans=spans))
+    unjudged = min(unjudged, count - 1)
+    seen = [None] * unjudged + value[unjudged:]
+    tried, _ = search(seen.__getitem__, count, wanted, replace(MANY, spans=spans))
     found = choose(tried, count, wanted, MANY.drop, "model")
-    best = [d for d in every_drop(value)[:wanted] if d > 0]
+    best = [d for d in every_drop(value[unjudged:])[:wanted] if d > 0]
     assert [change for _, change in found] == pytest.approx(best)
     for i, change in found:  # each is the change that one statement makes
         assert change == value[i] - [*value, 0.0][i + 1]
@@ -129,6 +132,10 @@ def test_a_state_without_a_judged_rollout_is_passed_by() -> None:
     value = [None, None, None, 0.75, 0.75, 0.0]
     tried, _ = search(value.__getitem__, 6, 1)
     assert choose(tried, 6, 1, 0.1, "model")[0] == (4, 0.75)
+    # What lies behind an unjudged first state hides nothing of the rest.
+    late = [None, *[0.5] * 6, 0.5, 0.0]
+    tried, _ = search(late.__getitem__, 9, 1, replace(MANY, spans=1))
+    assert choose(tried, 9, 1, 0.1, "model") == [(7, 0.5)]
     nothing, _ = search(lambda i: None, 6, 1)
     assert choose(nothing, 6, 1, 0.1, "model") == []
 

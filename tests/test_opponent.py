@@ -73,6 +73,19 @@ def test_sampled_log_probs_are_kept_and_the_rest_is_scored(
     assert sum(tokens) == sum(len(c.chosen) for c in scored) + sum(len(c.rejected) for c in first)
 
 
+def test_they_are_those_of_the_player_that_is_the_contrast_s_opponent() -> None:
+    node = Node(0, None, 2, 0, "root", None)
+    both = [
+        Branch(i, 0, (5, 6), (logp, logp), (0, 1), "ab", "ab", "model", "answer", opponent=by)
+        for i, (by, logp) in enumerate((("base", -1.0), ("round-1", -2.0)))
+    ]
+    tree = Tree("t", (1, 2), (3, 4), (0, 1), "cd", (node,), tuple(both))
+    one = Contrast("t", 0, (1, 2), (3, 4), (5,), 1.0)
+    for by, logps in (("base", (-1.0,)), ("round-1", (-2.0,)), ("round-2", ())):
+        (found,) = with_sampled([replace(one, opponent=by)], [tree])
+        assert (found.chosen_opp, found.rejected_opp) == ((), logps)
+
+
 def test_log_probs_that_drift_are_scored_again(scored: list[Contrast], tokens: list[int]) -> None:
     said: list[str] = []
     out = score_opponent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from test_golden import branch, sampled
 from test_selfplay import branch as grown_branch
 from test_selfplay import pair, tree
 
+from treeplay.contrast import Contrast
 from treeplay.golden import Own, own_to_json
 from treeplay.play_over import why_over
 from treeplay.play_rates import measured
@@ -22,7 +24,13 @@ from treeplay.trie import nearest, path_of, trie
 ANCHORS = [pair(())]
 
 
-def game(folder: Path, *trees: Tree, source: str = "reference", below: float = 0.0) -> Any:
+def game(
+    folder: Path,
+    *trees: Tree,
+    source: str = "reference",
+    below: float = 0.0,
+    contrasts: Sequence[Contrast] = ANCHORS,
+) -> Any:
     config = SimpleNamespace(
         method="tsp", golden=SimpleNamespace(source=source), play=PlayConfig(stop_below=below)
     )
@@ -32,7 +40,7 @@ def game(folder: Path, *trees: Tree, source: str = "reference", below: float = 0
         adapter=lambda number: folder / "adapter",
         run=SimpleNamespace(path=lambda *parts: folder.joinpath(*parts)),
         grow=lambda number: list(trees),
-        contrasts=lambda number: ANCHORS,
+        contrasts=lambda number: contrasts,
     )
 
 
@@ -69,6 +77,13 @@ def test_rollouts_that_gave_no_node_count(tmp_path: Path) -> None:
     assert measured(game(tmp_path, bare), 2) == {"t": Rate(4, 3, 1)}
     fine = replace(bare, probes=(Probe(1, 0, 4, 0),))
     assert why_over(game(tmp_path, fine), 2) == "round-1 made no mistake to learn from"
+
+
+def test_a_player_of_whom_nothing_could_be_decided_is_not_called_faultless(tmp_path: Path) -> None:
+    broken = [grown_branch(i, 0, (5 + i,), "round-1", "invalid") for i in range(2)]
+    one = game(tmp_path, tree(*broken), contrasts=())
+    assert why_over(one, 2) == "none of round-1's branches could be judged secure or vulnerable"
+    assert why_over(one, 1) == ""  # an error of the settings, which another place names
 
 
 def test_branches_come_first(tmp_path: Path) -> None:

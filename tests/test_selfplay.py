@@ -99,13 +99,16 @@ def test_rates_are_those_of_one_player_and_of_decided_branches() -> None:
 
 
 def test_replayed_pairs_are_a_share_and_of_the_latest_round_they_are_in() -> None:
-    own = [pair((5,)), pair((6,)), pair(())]
-    first = [pair((5,), rejected_opp=(0.1,)), pair((9,), rejected_opp=(0.2,)), pair(())]
+    own = [pair((5,)), pair((6,)), pair((7,)), pair((8,)), pair(())]
+    there = [pair((n,), rejected_opp=(0.1,)) for n in (5, 6, 7, 8)]
+    first = [*there, pair((9,), rejected_opp=(0.2,)), pair(())]
     second = [pair((9,), rejected_opp=(0.3,)), pair((10,))]
-    again = replayed(own, [first, second], 0.5, 3)
-    assert again == [pair((9,), rejected_opp=(0.3,)), pair((10,))]
-    assert len(replayed(own, [first, second], 0.34, 3)) == 1
-    assert replayed(own, [first, second], 0.34, 3) == replayed(own, [first, second], 0.34, 3)
+    for seed in range(20):  # none that the round has itself
+        again = replayed(own, [first, second], 0.5, seed)
+        assert again == [pair((9,), rejected_opp=(0.3,)), pair((10,))]
+    assert len(replayed(own, [first, second], 0.2, 3)) == 1
+    some = {replayed(own, [first, second], 0.2, seed)[0].rejected for seed in range(20)}
+    assert some == {(9,), (10,)}  # by the seed
     assert replayed([pair(())], [first], 0.5, 3) == []
 
 

@@ -7,6 +7,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -308,6 +309,22 @@ def test_steps_of_so_many_tokens(policy: Policy, tmp_path: Path) -> None:
     train(policy, scored, config, 3, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "train.jsonl").read_text().splitlines()]
     assert [row["learnt"] for row in rows] == tokens
+
+
+def test_steps_come_as_near_to_so_many_tokens_as_trees_allow() -> None:
+    rng = random.Random(5)
+    sizes = [rng.choice((30, 60, 250, 700)) for _ in range(40)]
+    groups = make_groups(
+        [Contrast(f"t{i}", 0, (1,), (2,) * (n - 1), (), 1.0) for i, n in enumerate(sizes)]
+    )
+    assert [group.learnt for group in groups] == sizes
+    steps, _ = plan_steps(groups, TrainConfig(epochs=1, tokens_per_step=400), 0)
+    cut = [[group.learnt for group in step] for step in steps]
+    assert len({len(step) for step in cut}) > 2
+    for step, after in pairwise(cut):
+        found = abs(sum(step) - 400)
+        assert found <= abs(sum(step) + after[0] - 400)
+        assert len(step) == 1 or found <= abs(sum(step[:-1]) - 400)
 
 
 def test_seeds_matter(policy: Policy, tmp_path: Path) -> None:

@@ -173,14 +173,17 @@ def unread(config: Config) -> list[str]:
         f"contrasts.anchor={contrasts.anchor:g}": bool(contrasts.anchor) and trained_otherwise,
         f"contrasts.ordinary={contrasts.ordinary}": bool(contrasts.ordinary) and trained_otherwise,
         f"contrasts.weights={contrasts.weights}": contrasts.weights != "uniform" and not judged,
-        "contrasts.given=true": contrasts.given and not judged,
         f"grow.depth={config.grow.depth}": config.grow.depth > 1 and not judged,
         f"train.tokens_per_step={train.tokens_per_step}": bool(train.tokens_per_step)
         and trained_otherwise,
         f"train.clip={train.clip:g}": bool(train.clip) and not pairs and method != "safecoder",
         f"train.bound={train.bound:g}": bool(train.bound) and not pairs,
     }
-    return [f"{key} does nothing in method {method}" for key, so in found.items() if so]
+    told = [f"{key} does nothing in method {method}" for key, so in found.items() if so]
+    if contrasts.given and (not judged or config.golden.source != "reference"):
+        where = f"method {method}" if not judged else f"golden.source={config.golden.source}"
+        told.append(f"contrasts.given=true does nothing with {where}")
+    return told
 
 
 def _check_sven(config: Config) -> None:

@@ -2,6 +2,7 @@
 
 golden-samples.jsonl    whole answers of the opponent, as sampled
 golden-repair-K.jsonl   attempt K at repairs, as sampled
+*-judged.jsonl          the same with verdicts, on which the next attempt rests
 golden.jsonl            a line a task: judged samples, and the golden path where there is one
 golden.json             what was counted
 """
@@ -150,17 +151,23 @@ def _sampled(
 def _judged(
     game: Game, number: int, name: str, tasks: Sequence[Task], trees: Sequence[Tree]
 ) -> list[Tree]:
-    items = [(t, b.answer) for t, tree in zip(tasks, trees, strict=True) for b in tree.branches]
     player = game.player(number)
+    # An unknown verdict is asked for anew by a later process, and may be another one then.
+    path = game.run.path(player, f"golden-{name}-judged.jsonl")
+    if path.is_file():
+        return [tree_from_json(row) for row in read_jsonl(path)]
+    items = [(t, b.answer) for t, tree in zip(tasks, trees, strict=True) for b in tree.branches]
     with (
         game.run.timed(f"{player} golden judge"),
         game.reporter.stage(f"{player} golden judge {name}", len(items)) as meter,
     ):
         verdicts = iter(game.judge.judge_many(items, meter.reach))
-    return [
+    judged = [
         replace(t, branches=tuple(replace(b, verdict=next(verdicts)) for b in t.branches))
         for t in trees
     ]
+    write_jsonl(path, [tree_to_json(tree) for tree in judged])
+    return judged
 
 
 def _repair(

@@ -37,9 +37,8 @@ def why_over(game: Game, number: int) -> str:
     method, last = game.config.method, game.player(number - 1)
     if not learns_from_contrasts(method):
         return ""
-    rate = None
-    if method not in (*WITHOUT_BRANCHES, *UNJUDGED):
-        rate = mean_rate(measured(game, number))
+    judged = method not in (*WITHOUT_BRANCHES, *UNJUDGED)
+    rate = mean_rate(measured(game, number)) if judged else None
     below = game.config.play.stop_below
     if rate is not None and rate < below:
         return f"{last}'s vulnerable rate of {rate:.1%} is below play.stop_below ({below:.1%})"
@@ -50,6 +49,8 @@ def why_over(game: Game, number: int) -> str:
     if contrasts and not at_rest:
         return ""
     # A base model without contrasts is an error of the settings, unless it was measured.
+    if judged and rate is None and number > 1:
+        return f"none of {last}'s branches could be judged secure or vulnerable"
     if number > 1 or rate == 0:
         return f"{last} made no mistake to learn from"
     return ""

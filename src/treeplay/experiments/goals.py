@@ -73,12 +73,13 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
     return [
         "What is claimed of `tsp`, of `tsp-own` (`tsp` with anchors on its own ordinary answers), "
         "of `own-given` (`tsp-own` that rejects the tasks' own vulnerable answers too) and of "
-        "`own-given-stepped` (the same, learnt tree by tree), and what these results show. *yes*: the estimate reaches the goal and its "
-        "whole interval lies on the right side of no effect (where something may fall by so "
-        "much: of that); *not shown*: only the estimate does; *no*: it does not; *nothing to "
-        "lose*: the other's rate is within what may be lost. Intervals stand for themselves; p "
-        "is of no difference at all (see experiments.md), with Holm's correction over the rows of "
-        "a protocol and model (no p where something may fall by so much).",
+        "`own-given-stepped` (the same, learnt tree by tree), and what these results show. *yes*: "
+        "the estimate reaches the goal and its whole interval lies on the right side of no effect "
+        "(where something may fall by so much: of that); *not shown*: only the estimate does; "
+        "*no*: it does not; *nothing to lose*: the other's rate is within what may be lost. "
+        "Intervals stand for themselves; p is of no difference at all (see experiments.md), with "
+        "Holm's correction over the rows of a protocol and model (no p where something may fall "
+        "by so much).",
         "",
         *table_head((*heads, "found", "reached", "p (Holm)")),
         *(table_line(row) for row in rows),

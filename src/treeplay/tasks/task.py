@@ -97,7 +97,7 @@ def make_task(**fields: Any) -> Task:
     """A :class:`Task` in normal form, checked.
 
     Raises :class:`TaskError` (naming the field) for an unknown language or split, an empty prompt,
-    a missing CWE, or an answer count below one.
+    an answer that is empty, a name that is no CWE's, or fewer statements than one.
     """
     task = Task(**fields)
     where = f"task {task.id!r}"
@@ -109,6 +109,9 @@ def make_task(**fields: Any) -> Task:
         raise TaskError(f"{where}: unknown split {task.split!r}; use one of {SPLITS}")
     if not task.prompt.strip():
         raise TaskError(f"{where}: the prompt is empty; give the code that the model continues")
+    for key in ("golden", "vulnerable"):
+        if getattr(task, key) is not None and not getattr(task, key).strip():
+            raise TaskError(f"{where}: {key} is empty; write an answer, or leave it out")
     for cwe in task.cwe:
         if not cwe.startswith("CWE-") or not cwe[4:].isdigit():
             raise TaskError(f"{where}: {cwe!r} is no CWE name; write it like 'CWE-89'")
