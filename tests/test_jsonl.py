@@ -56,6 +56,12 @@ def write_lines(path: Path, values: list[Any]) -> Path:
     return path
 
 
+def test_an_answer_of_white_space_is_none(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "t.jsonl", [small(golden="", vulnerable=" \n", prompt="f(\n")])
+    (task,) = read_tasks(path)
+    assert (task.golden, task.vulnerable) == (None, None)
+
+
 @settings(max_examples=150, deadline=None)
 @given(st.lists(tasks, min_size=1, max_size=4, unique_by=lambda task: task.id))
 def test_what_is_written_comes_back(written: list[Task]) -> None:

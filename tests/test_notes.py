@@ -169,7 +169,7 @@ def test_several_similar_lines_are_no_place() -> None:
 
 @given(st.lists(st.sampled_from(["a = 1", "b(a)", "  if c:", "", "x = [a,  b]"]), min_size=1))
 def test_every_line_of_a_golden_finds_itself(lines: list[str]) -> None:
-    golden = "\n" + "\n".join(f"    {line}" for line in lines) + "\n"
+    golden = "\n    pass\n" + "\n".join(f"    {line}" for line in lines) + "\n"
     codes = [line.strip() for line in lines if line.strip()]
     placement = place(*codes, golden=golden)
     assert [golden[p.char_start : p.char_end] for p in placement.placed] == codes

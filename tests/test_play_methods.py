@@ -46,7 +46,9 @@ def test_every_method_plays(method: str, writer: Path, tmp_path: Path) -> None:
 def test_the_game_ends_where_no_mistake_is_made(writer: Path, tmp_path: Path) -> None:
     """A player that writes nothing but the golden answer has nothing to learn in round 2."""
     data = settings(writer, method="tsp", rounds=3)
-    data["train"].update(epochs=12, learning_rate=5e-3, alpha=2.0)
+    # Anchored and bounded: pushed further, it would write nothing that parses.
+    data["train"].update(epochs=20, learning_rate=1e-3, alpha=2.0, bound=2.0)
+    data["contrasts"] = {"anchor": 3.0}
     data["eval"]["samples"] = 1
     one = game(recipe(tmp_path, data), tmp_path / "run")
     said: list[str] = []

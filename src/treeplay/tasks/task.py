@@ -94,12 +94,17 @@ class Task:
 
 
 def make_task(**fields: Any) -> Task:
-    """A :class:`Task` in normal form, checked.
+    """A :class:`Task` in normal form, checked. An answer of nothing but white space is none.
 
     Raises :class:`TaskError` (naming the field) for an unknown language or split, an empty prompt,
-    an answer that is empty, a name that is no CWE's, or fewer statements than one.
+    a name that is no CWE's, or fewer statements than one.
     """
-    task = Task(**fields)
+    given = Task(**fields)
+
+    def written(answer: str | None) -> str | None:
+        return answer if answer and answer.strip() else None
+
+    task = replace(given, golden=written(given.golden), vulnerable=written(given.vulnerable))
     where = f"task {task.id!r}"
     if not task.id:
         raise TaskError("a task has an empty id; give every task a name of its own")
@@ -109,9 +114,6 @@ def make_task(**fields: Any) -> Task:
         raise TaskError(f"{where}: unknown split {task.split!r}; use one of {SPLITS}")
     if not task.prompt.strip():
         raise TaskError(f"{where}: the prompt is empty; give the code that the model continues")
-    for key in ("golden", "vulnerable"):
-        if getattr(task, key) is not None and not getattr(task, key).strip():
-            raise TaskError(f"{where}: {key} is empty; write an answer, or leave it out")
     for cwe in task.cwe:
         if not cwe.startswith("CWE-") or not cwe[4:].isdigit():
             raise TaskError(f"{where}: {cwe!r} is no CWE name; write it like 'CWE-89'")
