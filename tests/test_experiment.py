@@ -84,6 +84,23 @@ def test_every_arm_of_every_size_is_a_recipe(name: str, tmp_path: Path) -> None:
             assert config.eval == plan.config(plan.cells(protocol.reference, 0)[0]).eval
 
 
+def test_losses_on_the_contrasts_of_tsp_have_its_trees_and_steps(tmp_path: Path) -> None:
+    protocol = load_protocol("main")
+    fold = Prepared(tmp_path / "train.jsonl", (), {"digests": {}})
+    for size in SIZES:
+        arms = ("tsp", "tdpo", "ipo", "simpo", "hinge")
+        plan = Plan(protocol, size, "smollm2", arms, (0,), (fold,), tmp_path, tmp_path, ())
+        tsp, *others = (plan.config(plan.cells(arm, 0)[0]) for arm in arms)
+        for config in others:
+            assert (config.nodes, config.grow, config.contrasts) == (
+                tsp.nodes,
+                tsp.grow,
+                tsp.contrasts,
+            )
+            assert config.train.groups_per_step == tsp.train.groups_per_step
+            assert config.train.learning_rate == tsp.train.learning_rate
+
+
 def test_every_method_on_the_same_data(data: Path, writer: Path, tmp_path: Path) -> None:
     """Every one is played; grpo alone needs a package more, and says so where it is absent."""
     methods = get_args(Method)
