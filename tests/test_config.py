@@ -125,6 +125,14 @@ def test_settings_that_a_method_does_not_read_are_told() -> None:
     assert told("contrasts.given=true") == []
     assert told("contrasts.given=true", "golden.source=self") == ["contrasts.given=true"]
     assert told("method=safecoder", "train.bound=5", "train.clip=3") == ["train.bound=5"]
+    assert told("method=safecoder", "train.loss=sigmoid", "train.bound=5") == []
+    assert told("method=tsp", "train.loss=safecoder", "train.bound=5") == ["train.bound=5"]
+    assert told("method=sft", "play.replay=0.5") == ["play.replay=0.5"]
+    assert told("method=dpo", "play.replay=0.5") == ["play.replay=0.5"]
+    assert told("method=dpo", "play.replay=0.5", "golden.source=self") == []
+    hard = ("tasks.share=0.3", "tasks.floor=0.2")
+    assert told(*hard) == list(hard)
+    assert told("tasks.pick=hard", *hard) == []
     assert told("method=tsp-paper", "grow.depth=2") == ["grow.depth=2"]
     every = ("contrasts.weights=value", "grow.depth=2", "grow.completion=model", "train.bound=5")
     assert told(*anchors, *every) == []

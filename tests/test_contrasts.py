@@ -405,3 +405,39 @@ def test_secure_siblings_alone_teach_at_a_late_node_what_went_wrong_there() -> N
     whole = ContrastConfig(extent="full")
     (full,) = [c for c in drawn(late_tree(safe[0]), whole) if c.node == 1]
     assert text(full.rejected) == "    cur = db.execute(query + name)\n    return 1\n"
+
+
+KEPT = hand_task(
+    id="keep",
+    cwe=("CWE-732",),
+    prompt="import os\n\n\ndef keep(path, data):\n",
+    golden="    file = open(path, 'w')\n    file.write(data)\n    os.chmod(path, 0o600)\n",
+    vulnerable="    file = open(path, 'w')\n    file.write(data)\n",
+)
+BEGUN = "file = open(path, 'w')\n    file.write(data)\n"
+
+
+def test_what_the_golden_path_writes_itself_is_not_rejected() -> None:
+    """An answer that lacks its last statement went wrong by what it does not write."""
+
+    def found(tree: Tree, config: ContrastConfig) -> tuple[list[tuple[str, str]], int]:
+        drawn = draw_contrasts("tsp", POLICY, [KEPT], [tree], config)
+        return pairs(list(drawn.contrasts)), drawn.counts["undecided"]
+
+    bare = hand_tree(POLICY, KEPT, [at(KEPT, "file")], [])
+    assert found(bare, ContrastConfig(given=True)) == ([], 1)
+    short = Grown(0, BEGUN, "vulnerable", line=1, ended="eos")
+    tree = with_branch(POLICY, KEPT, bare, short)
+    assert found(tree, LOCAL) == ([], 1)
+    # Of a whole answer, its end is what the golden path does not write.
+    ((chosen, rejected),), undecided = found(tree, ContrastConfig(extent="full"))
+    assert (chosen.startswith(BEGUN), rejected.startswith(BEGUN), undecided) == (True, True, 0)
+    # At a node on the branch the golden path's own statement is no mistake either.
+    (late,) = deepen([KEPT], [tree])
+    assert late.nodes[1].source == "late"
+    other = Grown(1, "    os.chmod(path, 0o600)\n    file.write(data)\n", "secure")
+    assert found(with_branch(POLICY, KEPT, late, other), LOCAL) == ([], 2)
+    # Behind a chosen side that begins with it, it costs nothing: what they share cancels.
+    tls = Grown(0, "file = open(path, 'w')\n    file.write(1)\n", "secure")
+    both, _ = found(with_branch(POLICY, KEPT, tree, tls), LOCAL)
+    assert both == []

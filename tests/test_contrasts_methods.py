@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 import pytest
 from conftest import CHAT, byte_tokenizer, tiny_llama
-from hand import Grown, hand_tree
+from hand import Grown, hand_tree, with_branch
 from test_contrasts import (
     BAD,
     END,
@@ -27,8 +27,10 @@ from treeplay.anchors import anchors_of_text, freed, kl_anchor
 from treeplay.contrast import Contrast, ContrastConfig, contrast_from_json, contrast_to_json
 from treeplay.contrasts import METHODS, NEEDS_VULNERABLE, check_references, draw_contrasts
 from treeplay.errors import TaskError
+from treeplay.golden import choose, own_task, plant_own, rooted
 from treeplay.judge.verdict import LABELS
-from treeplay.policy.model import Policy, decode
+from treeplay.nodes import NodeConfig
+from treeplay.policy.model import Policy, decode, encode_path
 from treeplay.tasks.task import Task
 
 
@@ -208,3 +210,19 @@ def test_contrasts_keep_through_json() -> None:
         for one in drawn(tree_of(BAD, Grown(0, "query = safe(name)\n", "secure")), method=method):
             scored = replace(one, chosen_opp=(-0.5,) * len(one.chosen))
             assert contrast_from_json(json.loads(json.dumps(contrast_to_json(scored)))) == scored
+
+
+def test_a_mistake_that_was_cut_off_is_not_closed() -> None:
+    tree = rooted(TASK, encode_path(POLICY, TASK).ids)
+    good = Grown(0, f"\n{TASK.golden}\n\nx = 1", "secure")
+    tree = with_branch(POLICY, TASK, tree, good)
+    for cut in (False, True):
+        wrong = Grown(0, f"\n{TASK.vulnerable}"[:70], "vulnerable", line=0)
+        wrong = replace(wrong, ended="length" if cut else "answer")
+        own = choose(with_branch(POLICY, TASK, tree, wrong))
+        planted = plant_own(POLICY, TASK, own, NodeConfig(), True)
+        assert planted
+        mine = own_task(TASK, planted)
+        (one,) = draw_contrasts("dpo", POLICY, [mine], [planted], LOCAL).contrasts
+        assert one.chosen[-1] == END
+        assert (one.rejected[-1] == END) == (not cut)

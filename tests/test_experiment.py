@@ -325,6 +325,9 @@ def test_the_plan_says_what_there_is_to_do(data: Path, writer: Path, tmp_path: P
     lines = [line.split() for line in done.output.splitlines() if ", seed 0" in line]
     assert [line[0] for line in lines] == ["base,", "sft,", "spin,"]
     assert not (tmp_path / "results").exists()
+    for named, first in (("base", ["base,"]), ("base,sft", ["base,", "sft,"])):
+        done = play("main", data, writer, tmp_path, "--dry-run", "--methods", named)
+        assert [ln.split()[0] for ln in done.output.splitlines() if ", seed 0" in ln] == first
 
 
 def test_who_shares_trees() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_results_page import line, page, results, row, write  # noqa: F401
@@ -13,8 +14,10 @@ from treeplay.experiments.results import read_studies
 from treeplay.experiments.stats import Estimate
 
 
-def found(value: float, low: float | None, high: float | None) -> Estimate:
-    return Estimate(value, low, high, 10, 2)
+def found(
+    value: float, low: float | None, high: float | None, clusters: int = 10, moved: int = 6
+) -> Estimate:
+    return Estimate(value, low, high, clusters, 2, clusters, moved)
 
 
 HIGHER = Goal("main", ("x",), "spr1_all", "spin", 0.0, 0.0)
@@ -44,6 +47,14 @@ FEWER = Goal("unseen", ("x",), "vulnerable", "base", 0.68, 1.0, ratio=True, belo
         (FEWER, found(0.6, 0.4, 0.9), "yes"),
         (FEWER, found(0.6, 0.4, 1.1), "not shown"),
         (FEWER, found(0.7, 0.6, 0.9), "no"),
+        # Too few tasks differ.
+        (HIGHER, found(0.04, 0.01, 0.08, moved=5), "not shown"),
+        (NO_HIGHER, found(0.0, 0.0, 0.0, 400, 0), "not shown"),
+        # None of n lost anything: up to 3 / n of them may.
+        (KEPT, found(0.0, 0.0, 0.0, 20, 0), "not shown"),
+        (KEPT, found(0.02, 0.0, 0.07, 149, 1), "not shown"),
+        (KEPT, found(0.02, 0.0, 0.07, 150, 1), "yes"),
+        (KEPT, found(-0.01, -0.03, 0.0, 150, 1), "not shown"),
     ],
 )
 def test_reached(goal: Goal, estimate: Estimate, said: str) -> None:
@@ -51,34 +62,31 @@ def test_reached(goal: Goal, estimate: Estimate, said: str) -> None:
 
 
 def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # noqa: F811
+    ability = row("g", 0, 0, suite="m@full", general=True)
+
+    def tasks(low: int, high: int, vulnerable: int) -> list[list[Any]]:
+        return [row(f"{n}", high if n % 2 else low, vulnerable) for n in range(8)]
+
     for seed in (0, 1):
-        write(
-            results,
-            "base",
-            seed,
-            [row("a", 1, 4), row("b", 2, 4), row("g", 0, 0, suite="m@full", general=True)],
-        )
-        write(
-            results,
-            "tsp",
-            seed,
-            [row("a", 4, 2), row("b", 5, 2), row("g", 0, 0, suite="m@full", general=True)],
-        )
-        write(results, "tsp-own", seed, [row("a", 1, 2), row("b", 2, 2)])
+        write(results, "base", seed, [*tasks(1, 2, 4), ability])
+        write(results, "tsp", seed, [*tasks(4, 5, 2), ability])
+        write(results, "sft", seed, tasks(2, 3, 4))
+        write(results, "tsp-own", seed, tasks(1, 2, 2))
     write_page(results, page)
     text = page.read_text()
     start = ("main", "tiny", "2", "executed, decision form", "`tsp`")
-    assert line(text, *start, "SPR@1, ratio", "`sft`")[7:] == [
+    assert line(text, *start, "SPR@1, ratio", "`sft`")[7:10] == [
         "at least 1.33 times",
-        "1.80 [1.67, 2.00]",
+        "1.80 [1.70, 1.94]",
         "yes",
-        "1.000",  # of two tasks
     ]
-    assert line(text, *start, "inert", "`base`")[7:10] == ["no higher", "0.0 [0.0, 0.0]", "yes"]
+    # Nothing differs, in eight tasks: that shows nothing.
+    alike = ["no higher", "0.0 [0.0, 0.0]", "not shown"]
+    assert line(text, *start, "inert", "`base`")[7:10] == alike
     assert line(text, *start, "valid", "`base`")[9:] == ["yes", "n/a"]
     # A base model that passes nothing cannot lose: that is no success.
-    ability = ("main", "tiny", "2", "general ability", "`tsp`", "pass@1")
-    assert line(text, *ability)[9] == "nothing to lose"
+    general = ("main", "tiny", "2", "general ability", "`tsp`", "pass@1")
+    assert line(text, *general)[9] == "nothing to lose"
     # The other claimant has rows of its own.
     assert line(text, *start[:-1], "`tsp-own`", "SPR@1, ratio", "`sft`")[9] == "no"
     assert text.index("What is claimed") < text.index("### `main`")
@@ -94,6 +102,19 @@ def test_the_best_other_has_the_same_seeds(results: Path) -> None:  # noqa: F811
     table = "\n".join(goals_table(read_studies(results)))
     assert "| `dpo` (the best other) | higher | +20.0 [+20.0, +20.0] |" in table
     assert "`ipo`" not in table
+
+
+def test_a_fold_that_is_missing_is_told(results: Path, page: Path) -> None:  # noqa: F811
+    for seed in (0, 1):
+        write(results, "tsp", seed, [row("a", 4, 2)])
+    write_page(results, page)
+    text = page.read_text()
+    fewer = "executed, decision form, 1 of the tasks"
+    assert line(text, "main", "tiny", "2", fewer, "`tsp`", "SPR@1, ratio")[8] == "2.00"
+    assert line(text, fewer, "`tsp`", "`sft`")[3] == "+20.0"
+    # Beside the base model: the claimant lacks a task, sft does not.
+    assert line(text, fewer, "`tsp`", "+30.0")
+    assert line(text, "executed, decision form", "`sft`", "+10.0")
 
 
 def test_without_a_claimant_there_is_no_goal(results: Path) -> None:  # noqa: F811

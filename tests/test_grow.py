@@ -220,10 +220,18 @@ BAD = "query = start(name)\n    cur = db.execute(query + name)\n    return 1\n"
         ("v" * 14, 0.1, 2),  # 0.78 to 1; never more than there are to be
         ("v" * 14, 0.25, 0),
         ("v" * 16, 0.01, 0),
+        # What decides nothing makes no rate known.
+        ("iiiiiiii", 0.4, 4),
+        ("uuuuvvv", 0.5, 4),
     ],
 )
 def test_how_many_branches_a_node_misses(labels: str, adaptive: float, expected: int) -> None:
-    words: dict[str, Any] = {"v": "vulnerable", "s": "secure", "i": "invalid"}
+    words: dict[str, Any] = {
+        "v": "vulnerable",
+        "s": "secure",
+        "i": "invalid",
+        "u": "unknown",
+    }
     tree = hand_tree(POLICY, TASK, [QUERY], [Grown(0, BAD, words[one]) for one in labels])
     config = replace(CONFIG, branches=16, adaptive=adaptive, wave=4)
     assert missing(tree, tree.nodes[0], config) == expected

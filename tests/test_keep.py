@@ -27,6 +27,7 @@ from treeplay.opponent import score_opponent
 from treeplay.play import Game
 from treeplay.play_eval import sampled_answers
 from treeplay.play_keep import best_run, train_and_choose
+from treeplay.play_over import why_over
 from treeplay.policy.model import Policy
 from treeplay.progress import Reporter
 from treeplay.run import open_run, read_json, read_jsonl
@@ -337,6 +338,7 @@ def test_the_game_keeps_the_best(
     assert weights(run / "round-1" / "adapter") == weights(
         chosen / f"epoch-{kept['epoch']}" / "adapter"
     )
+    assert kept["mark"] == kept["tried"]["0.0001"]["epochs"][0]
     # killed between two snapshots, and resumed, it chooses the same
     calls = 0
     really: Callable[..., Any] = sampled_answers
@@ -355,10 +357,25 @@ def test_the_game_keeps_the_best(
     game.close()
     game = open_game(tmp_path / "killed", writer, resume=True)
     game.train(1)
-    game.close()
     again = tmp_path / "killed" / "run" / "round-1"
     assert read_json(again / "kept.json") == kept
     assert weights(again / "adapter") == weights(run / "round-1" / "adapter")
+    # The next round's snapshots are marked alike, and the player that is there stays.
+    assert not why_over(game, 2)
+    second = game.train(2)
+    stays = read_json(second.parent / "kept.json")
+    assert (stays["epoch"], stays["mark"]) == (0, {**kept["mark"], "epoch": 0})
+    assert weights(second) == weights(again / "adapter")
+    assert why_over(game, 3)
+    game.close()
+    # Unless one of them is better.
+    wanted["rate-0.001/held/epoch-2"] = 0.6
+    game = open_game(tmp_path / "whole", writer, resume=True)
+    second = game.train(2)
+    assert read_json(second.parent / "kept.json")["mark"]["score"] == 0.6
+    assert weights(second) != weights(run / "round-1" / "adapter")
+    assert not why_over(game, 3)
+    game.close()
 
 
 def test_config_without_held_out_tasks_is_as_before() -> None:

@@ -18,7 +18,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from treeplay.contrast import Contrast
 from treeplay.errors import ModelError
 from treeplay.groups import make_groups
-from treeplay.lora import LoraSettings, Weights, checkpointing, with_adapter
+from treeplay.lora import LoraSettings, Weights, check_adapter, checkpointing, with_adapter
 from treeplay.opponent import score_opponent
 from treeplay.policy.model import load_adapter
 from treeplay.train import TrainConfig, group_loss, train
@@ -75,6 +75,24 @@ def test_other_layer_names_and_given_targets() -> None:
 def test_layers_that_are_not_there(layers: int | tuple[int, ...]) -> None:
     with pytest.raises(ModelError, match=r"train\.lora\.layers.*the model has 6 layers \(0 to 5\)"):
         deep(LoraSettings(layers=layers))
+
+
+def test_wrong_targets_are_told_before_anything_is_put_on() -> None:
+    model = tiny_llama(num_hidden_layers=LAYERS)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    torch.manual_seed(5)
+    drawn = torch.rand(3)
+    torch.manual_seed(5)
+    with pytest.raises(ModelError, match=r"train\.lora\.targets"):
+        check_adapter(model, LoraSettings(targets=("nope",)))
+    with pytest.raises(ModelError, match=r"train\.lora\.layers"):
+        check_adapter(model, LoraSettings(layers=9))
+    check_adapter(model, LoraSettings(layers=2, targets=("q_proj",)))
+    check_adapter(model, LoraSettings())
+    assert torch.equal(torch.rand(3), drawn)
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 class Watch:

@@ -16,7 +16,7 @@ from treeplay.contrast import Contrast
 from treeplay.golden import Own, own_to_json
 from treeplay.play_over import why_over
 from treeplay.play_rates import measured
-from treeplay.run import write_jsonl
+from treeplay.run import write_json, write_jsonl
 from treeplay.selfplay import PlayConfig, Rate, mean_rate
 from treeplay.tree import Probe, Tree
 from treeplay.trie import nearest, path_of, trie
@@ -38,7 +38,7 @@ def game(
         config=config,
         player=lambda number: f"round-{number}",
         adapter=lambda number: folder / "adapter",
-        run=SimpleNamespace(path=lambda *parts: folder.joinpath(*parts)),
+        run=SimpleNamespace(folder=folder, path=lambda *parts: folder.joinpath(*parts)),
         grow=lambda number: list(trees),
         contrasts=lambda number: contrasts,
     )
@@ -84,6 +84,26 @@ def test_a_player_of_whom_nothing_could_be_decided_is_not_called_faultless(tmp_p
     one = game(tmp_path, tree(*broken), contrasts=())
     assert why_over(one, 2) == "none of round-1's branches could be judged secure or vulnerable"
     assert why_over(one, 1) == ""  # an error of the settings, which another place names
+
+
+def test_staying_close_to_an_opponent_without_mistakes_is_no_lesson(tmp_path: Path) -> None:
+    safe = tree(grown_branch(0, 0, (5,), "round-0", "secure"))
+    kept = [replace(ANCHORS[0], kl=True)]
+    assert why_over(game(tmp_path, safe, contrasts=kept), 1) == (
+        "round-0 made no mistake to learn from"
+    )
+    assert why_over(game(tmp_path, safe, contrasts=[*kept, *ANCHORS]), 1) == ""
+    assert why_over(game(tmp_path, safe, contrasts=[*kept, pair((9,))]), 1) == ""
+
+
+def test_a_round_that_won_nothing_on_held_out_tasks_ends_the_game(tmp_path: Path) -> None:
+    wrong = tree(grown_branch(0, 0, (5,), "round-1", "vulnerable"))
+    one = game(tmp_path, wrong, contrasts=[pair((9,))])
+    assert why_over(one, 2) == ""
+    for epoch, over in ((2, False), (0, True)):
+        mark = {"epoch": epoch, "secure": 0.5, "able": 0.5, "score": 0.5}
+        write_json(tmp_path / "round-1" / "kept.json", {"mark": mark})
+        assert ("no epoch of round-1 did better" in why_over(one, 2)) == over
 
 
 def test_branches_come_first(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert rates[1:6] == ["45.0 [40.0, 50.0]", valid, "20.0 [20.0, 20.0]", "65.0", "0.0"]
     assert line(text, "executed, decision form", "`tsp`", "`sft`")[3:7] == [
         "+20.0 [+20.0, +20.0]",
-        "1.80 [1.67, 2.00]",
+        "1.80",  # of two tasks: no interval
         "0.500",  # two tasks: half of the four ways of flipping are as far out
         "1.000",  # the smallest of two p-values, times two
     ]
@@ -332,9 +332,32 @@ def test_copies_of_a_scenario_are_one_cluster(results: Path, page: Path) -> None
             write(results, arm, seed, [*copies, row("a", 1, 4)])
     write_page(results, page)
     # Two clusters: the copies together, of which each resample has all or none, and the task.
-    change = line(page.read_text(), "executed, decision form", "`tsp`", "`base`", "+27.0")
+    # (Task b has sft alone.)
+    shared = "executed, decision form, 10 of the tasks"
+    change = line(page.read_text(), shared, "`tsp`", "`base`", "+27.0")
     assert change[3] == "+27.0 [0.0, +30.0]"
     assert "(11 tasks, 3 clusters)" in page.read_text()  # with task b, which sft alone answered
+
+
+def test_seeds_of_an_arm_are_players_of_one_kind(results: Path) -> None:
+    path = results / "main" / "tiny" / "sft" / "1.json"
+    told = json.loads(path.read_text())
+    (run,) = told["runs"]
+    run["budget"] = ["train.budget=900"]
+    run["run"]["config"] |= {"seed": 1, "out": "OUT/1"}
+    run["run"]["config"]["train"] |= {"budget": 900}
+    path.write_text(json.dumps(told))
+    read_studies(results)
+    run["run"]["config"]["train"]["learning_rate"] = 0.01
+    path.write_text(json.dumps(told))
+    words = r"main/tiny: sft, seed 0 and sft, seed 1 .* different settings \(train.learning_rate\)"
+    with pytest.raises(RunError, match=words):
+        read_studies(results)
+    run["run"]["config"]["train"]["learning_rate"] = 5e-4
+    run["run"]["identities"] = {"base": "f00"}
+    path.write_text(json.dumps(told))
+    with pytest.raises(RunError, match="began from different weights"):
+        read_studies(results)
 
 
 def test_results_of_two_sizes_are_no_study(results: Path) -> None:
@@ -375,10 +398,21 @@ def test_the_committed_page_is_made_from_the_committed_results() -> None:
         assert path.read_text(encoding="utf-8") == text, f"make {path} again"
 
 
+NUMBER = r"[+\u2212]?(?:\d+(?:\.\d+)?|\u221e)"
+INTERVAL = rf"\[{NUMBER}, {NUMBER}\]"
+
+
 def test_intervals_quoted_by_hand_are_those_of_the_tables() -> None:
-    """Above the tables; below them are runs of their own."""
+    """With the estimates that stand before them. Above the tables; below them are runs of their
+    own."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     by_hand, _, made = page.partition(BEGIN)
-    quoted = re.findall(r"\[[+\u2212]?\d[^\]]*, [^\]]*\]", " ".join(by_hand.split()))
+    by_hand = " ".join(by_hand.split())
+    quoted = re.findall(INTERVAL, by_hand)
     assert len(quoted) > 20
     assert not [one for one in quoted if one not in made]
+    told = set(re.findall(rf"({NUMBER}) ({INTERVAL})", made))
+    told |= {(value.lstrip("+\u2212"), interval) for value, interval in told}
+    pairs = re.findall(rf"({NUMBER})(?: times| points| %)? ({INTERVAL})", by_hand)
+    assert len(pairs) > 20
+    assert not [pair for pair in pairs if pair not in told]

@@ -17,9 +17,11 @@ from test_play import content, game, recipe, settings
 from test_selfplay import branch, tree
 from writer import tasks
 
+from treeplay import play, play_grow
 from treeplay.contrast import Contrast, contrast_from_json
 from treeplay.errors import ConfigError, RunError
-from treeplay.grow import missing
+from treeplay.grow import grow, missing
+from treeplay.judge.judge import Judge
 from treeplay.judge.verdict import Verdict
 from treeplay.play_doubts import doubt, doubts_of_answers
 from treeplay.play_over import check_watched
@@ -29,12 +31,13 @@ from treeplay.run import read_json, read_jsonl
 from treeplay.sandbox import Sandbox
 from treeplay.selfplay import (
     PlayConfig,
+    Rate,
     mean_rate,
     rates,
 )
 from treeplay.tasks.select import Suite
 from treeplay.tasks.task import Tests
-from treeplay.tree import tree_from_json
+from treeplay.tree import Tree, tree_from_json
 
 
 @pytest.fixture(scope="module")
@@ -253,6 +256,65 @@ def test_a_pool_grows_deep_trees_wave_by_wave(writer: Path, tmp_path: Path) -> N
     again.close()
     assert (run / "round-2/judged.jsonl").read_bytes() == before
     assert {c.opponent for c in found} == {"base", "round-1"}
+
+
+def test_an_unknown_verdict_that_is_another_one_later_changes_no_wave(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which nodes get a second wave was decided by the verdicts on the first."""
+    data = settings(writer)
+    data["nodes"] = {"sources": ["root"]}
+    data["grow"].update(branches=4, adaptive=0.2, wave=2, depth=1, max_tokens=4, rows_at_once=1)
+    path, run = recipe(tmp_path, data), tmp_path / "run"
+    later = False
+
+    def judge(self: Judge, items: Any, told: Any = None) -> list[Verdict]:
+        return [Verdict("vulnerable" if later else "unknown", "executed") for _ in items]
+
+    monkeypatch.setattr(Judge, "judge_many", judge)
+    monkeypatch.setattr(Judge, "judge_ahead", lambda *_: None)
+
+    def wave(stop: bool) -> list[Tree]:
+        def grown(*arguments: Any) -> list[Tree]:
+            if stop and (run / "round-1/judged-1.jsonl").is_file():
+                raise KeyboardInterrupt
+            return grow(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(play_grow, "grow", grown)
+            one = game(path, run, resume=not stop)
+            try:
+                return one.grow(1)
+            finally:
+                one.close()
+
+    with pytest.raises(KeyboardInterrupt):
+        wave(True)
+    later = True
+    for grown in wave(False):
+        labels = [b.verdict.label for b in grown.branches if b.verdict]
+        assert labels == ["unknown"] * 2 + ["vulnerable"] * 2
+
+
+def test_what_is_known_of_a_task_is_not_unmade(
+    writer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a round in which nothing about it could be decided."""
+    told = {1: {"sql": Rate(8, 0, 8), "path": Rate(8, 8, 0)}, 2: {"sql": Rate(8, 0, 0)}}
+    monkeypatch.setattr(play, "measured", lambda game, number: told[number])
+    seen: list[Any] = []
+
+    def hard(tasks: Any, known: Any, *rest: Any) -> Any:
+        seen.append(known)
+        return tasks
+
+    monkeypatch.setattr(play, "hard_tasks", hard)
+    data = settings(writer, rounds=3)
+    data["tasks"].update(pick="hard")
+    one = game(recipe(tmp_path, data), tmp_path / "run")
+    one.played(3)
+    one.close()
+    assert seen == [told[1]]
 
 
 def interrupting(died: set[str], after: bool) -> Callable[[Any, Any], None]:

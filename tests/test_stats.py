@@ -187,9 +187,30 @@ def test_ratios() -> None:
     assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
     none = ratio(np.full((1, 5), 0.2), np.zeros((1, 5)))
     assert (none.value, none.low, none.high) == (None, None, None)
-    once = np.zeros((1, 20))
-    once[0, 0] = 1.0  # a third of the resamples draw it never
-    assert ratio(np.full((1, 20), 0.5), once).high == math.inf
+    once = np.zeros((3, 20))
+    once[0] = 1.0  # some resamples draw this seed never
+    assert ratio(np.full((3, 20), 0.5), once).high == math.inf
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_ratio_of_next_to_nothing_has_no_interval(turned: bool) -> None:
+    """Resamples of tasks that are nearly all zero hardly vary."""
+    full = np.full((1, 20), 0.5)
+    for some, told in ((1, False), (5, False), (6, True), (20, True)):
+        rare = np.array([[1.0] * some + [0.0] * (20 - some)])
+        found = ratio(full, rare) if turned else ratio(rare, full)
+        assert (found.moved, found.clusters) == (some, 20)
+        assert (found.low is not None) == (found.high is not None) == told
+        assert found.value == pytest.approx(10 / some if turned else some / 10)
+    none = ratio(np.zeros((1, 20)), full)
+    assert (none.value, none.low, none.high) == (0.0, None, None)
+
+
+def test_how_many_clusters_differ() -> None:
+    values = np.array([[0.5, 0.0, 0.0, 0.2], [0.0, 0.0, 0.0, 0.1]])
+    assert estimate(values).moved == 2
+    assert estimate(values, ["a", "b", "b", "a"]).moved == 1
+    assert difference(values, values).moved == 0
 
 
 def test_sign_flips_by_hand() -> None:

@@ -29,7 +29,9 @@ def experiment(
         Path, typer.Option(help="Folder of data sets: see tasks fetch.", envvar="TREEPLAY_DATA")
     ] = Path("data"),
     model: Annotated[str, typer.Option(help="Hub id, folder or GGUF file.")] = "smollm2",
-    methods: Annotated[str, typer.Option(help="Arms to play, comma separated: else all.")] = "",
+    methods: Annotated[
+        str, typer.Option(help="Arms to play, comma separated: else all. base is always played.")
+    ] = "",
     seeds: Annotated[str, typer.Option(help="Seeds, comma separated.")] = "0,1,2",
     size: Annotated[str, typer.Option(help="cpu, gpu or smoke: how much of the data.")] = "cpu",
     folder: Annotated[Path, typer.Option("--out", help="Where the runs lie.")] = Path(

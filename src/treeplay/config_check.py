@@ -168,7 +168,9 @@ def unread(config: Config) -> list[str]:
     read: a recipe that another method was put into, say."""
     method, contrasts, train = config.method, config.contrasts, config.train
     judged, trained_otherwise = METHODS.get(method) is tsp, method not in METHODS
-    pairs = method not in ("sft", "safecoder") and not trained_otherwise
+    pairs = method != "sft" and not trained_otherwise
+    # Methods on given pairs draw the same ones every round, which are learnt once as it is.
+    alike = method in ("dpo", "safecoder") and config.golden.source == "reference"
     found = {
         f"contrasts.anchor={contrasts.anchor:g}": bool(contrasts.anchor) and trained_otherwise,
         f"contrasts.ordinary={contrasts.ordinary}": bool(contrasts.ordinary) and trained_otherwise,
@@ -176,10 +178,19 @@ def unread(config: Config) -> list[str]:
         f"grow.depth={config.grow.depth}": config.grow.depth > 1 and not judged,
         f"train.tokens_per_step={train.tokens_per_step}": bool(train.tokens_per_step)
         and trained_otherwise,
-        f"train.clip={train.clip:g}": bool(train.clip) and not pairs and method != "safecoder",
+        f"train.clip={train.clip:g}": bool(train.clip) and not pairs,
         f"train.bound={train.bound:g}": bool(train.bound) and not pairs,
+        f"play.replay={config.play.replay:g}": bool(config.play.replay)
+        and (method == "sft" or alike),
     }
     told = [f"{key} does nothing in method {method}" for key, so in found.items() if so]
+    if train.bound and pairs and train.loss == "safecoder":
+        told.append(f"train.bound={train.bound:g} does nothing in loss safecoder")
+    if config.tasks.pick == "all":
+        usual = type(config.tasks)()
+        for key in ("share", "floor"):
+            if (value := getattr(config.tasks, key)) != getattr(usual, key):
+                told.append(f"tasks.{key}={value:g} does nothing without tasks.pick=hard")
     if contrasts.given and (not judged or config.golden.source != "reference"):
         where = f"method {method}" if not judged else f"golden.source={config.golden.source}"
         told.append(f"contrasts.given=true does nothing with {where}")

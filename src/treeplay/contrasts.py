@@ -82,6 +82,10 @@ def tsp(
         good, bad, broken, secure = _sides(policy, task, tree, node, here, config, counts)
         # The same tokens can end well and badly (a late mistake): then they decide nothing here.
         both = bad.keys() & (good.keys() | secure)
+        # Nor may what the golden path writes itself be pushed down: a vulnerable answer that keeps
+        # to it so far went wrong elsewhere. (Behind a chosen side that goes on the same way it is
+        # not: what they share cancels.)
+        both |= {ids for ids in bad if _golden(tree, node, ids) and not _begins(ids, {*good})}
         counts["undecided"] += len(both)
         chosen = [ids for ids in good if ids not in both]
         rejected = [ids for ids in bad if ids not in both]
@@ -179,6 +183,12 @@ def _begins(ids: Ids, others: set[Ids]) -> bool:
     return any(other[: len(ids)] == ids for other in others)
 
 
+def _golden(tree: Tree, node: Node, ids: Ids) -> bool:
+    """Whether the golden path comes by ``node`` and goes on with ``ids``."""
+    path = tree.prefix(node) + ids
+    return (tree.prompt_ids + tree.golden_ids)[: len(path)] == path
+
+
 def _by_value(
     policy: Policy,
     task: Task,
@@ -234,7 +244,7 @@ def dpo(
     if wrong is None:
         return []
     whole = closed(policy, task, tree.golden_ids)
-    against = closed(policy, task, wrong.ids)
+    against = wrong.ids if wrong.cut else closed(policy, task, wrong.ids)
     return [Contrast(task.id, -1, tree.prompt_ids, whole, against, 1.0)]
 
 

@@ -29,9 +29,10 @@ class GrowConfig(SampleConfig):
 
     ``adaptive`` above 0: ``branches`` is the most, sampled ``wave`` by wave and judged in between;
     a node gets no more once it has two secure and two vulnerable branches, or once the 95 %
-    interval of its vulnerable share is narrower than ``adaptive``. ``budget`` above 0: waves end
-    when as many tokens were sampled in the round, as nearly as whole waves come. ``keep_mb``:
-    memory for keys and values of golden paths that later waves and levels sample behind again.
+    interval of its vulnerable share (of secure and vulnerable ones) is narrower than ``adaptive``.
+    ``budget`` above 0: waves end when as many tokens were sampled in the round, as nearly as whole
+    waves come. ``keep_mb``: memory for keys and values of golden paths that later waves and levels
+    sample behind again.
     """
 
     branches: int = 8
@@ -56,7 +57,7 @@ def missing(tree: Tree, node: Node, config: GrowConfig) -> int:
     if config.adaptive:
         labels = [verdict.label for verdict in have if verdict is not None]
         vulnerable, secure = labels.count("vulnerable"), labels.count("secure")
-        low, high = wilson(vulnerable, len(labels))
+        low, high = wilson(vulnerable, vulnerable + secure)  # what decides nothing tells nothing
         if min(vulnerable, secure) >= 2 or high - low < config.adaptive:
             return 0
     return max(0, min(config.wave, config.branches - len(have)))

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from treeplay.errors import ModelError
 from treeplay.policy.model import load_adapter, quiet
+from treeplay.policy.prefix import take_off
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,14 @@ def with_adapter(base: Any, config: LoraSettings, start_from: Path | None) -> An
             f"cannot put an adapter on {', '.join(config.targets)}: {error}; name modules of "
             "this model in train.lora.targets, or all-linear"
         ) from error
+
+
+def check_adapter(base: Any, config: LoraSettings) -> None:
+    """Raises what :func:`with_adapter` would for ``base``, which is as before afterwards: wrong
+    targets are to be told before trees are grown, not after."""
+    if config.targets != ("all-linear",) or config.layers:
+        with torch.random.fork_rng():
+            take_off(with_adapter(base, config, None))
 
 
 def _blocks(base: Any) -> tuple[str, torch.nn.ModuleList]:

@@ -15,10 +15,11 @@ from treeplay.anchors import freed
 from treeplay.config_check import unread
 from treeplay.contrast import Contrast, contrast_from_json, contrast_to_json
 from treeplay.contrasts import WITHOUT_ANCHOR, draw_contrasts
-from treeplay.errors import RunError
+from treeplay.errors import RunError, TreeplayError
 from treeplay.evaluations import question, settle, tasks_digest
 from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
+from treeplay.lora import check_adapter
 from treeplay.nodes_learn import learn_nodes
 from treeplay.opponent import score_opponent, with_sampled
 from treeplay.ordinary.anchors import Ordinary, ordinary_anchors
@@ -93,6 +94,8 @@ class Game:
             meter.advance(1)
         if training and config.model.adapter:  # the base of this run is model and adapter
             self.policy = replace(self.policy, model=merge(self.policy.model))
+        if training and config.method != "sven":
+            check_adapter(self.policy.model, config.train.lora)
         if training:  # said once, here
             packed_where_right(self.policy.model, config.train, reporter.say)
         if self.server:
@@ -151,9 +154,7 @@ class Game:
         if number == 0:
             yield self.policy
             return
-        folder = self.adapter(number)
-        if not folder.is_dir():
-            raise RunError(f"{folder} is not there; run the training stage of round {number} first")
+        folder = self._check_there(number)
         self.run.name(self.player(number), adapter_digest(folder))
         model = load_adapter(self.policy.model, folder, trainable=False)
         try:
@@ -164,6 +165,13 @@ class Game:
             yield policy
         finally:
             take_off(model)
+
+    def _check_there(self, number: int) -> Path:
+        """The adapter of round ``number``. Raises :class:`RunError` where it was not trained."""
+        folder = self.adapter(number)
+        if number and not folder.is_dir():
+            raise RunError(f"{folder} is not there; run the training stage of round {number} first")
+        return folder
 
     def pool(self, number: int) -> tuple[int, ...]:
         """Whom round ``number`` is played against, the latest player first."""
@@ -178,7 +186,9 @@ class Game:
         if number not in self._played:
             known: dict[str, Rate] = {}
             for earlier in range(1, number):
-                known |= measured(self, earlier)
+                told = measured(self, earlier)
+                # A round that decided nothing about a task does not unmake what is known of it.
+                known |= {name: rate for name, rate in told.items() if rate.share is not None}
             self._played[number] = hard_tasks(
                 self.tasks, known, config.share, config.floor, self.config.seed * 1000 + number
             )
@@ -226,7 +236,8 @@ class Game:
             drawn = draw_contrasts(
                 self.config.method, policy, self.tasks_of(trees), trees, self.config.contrasts
             )
-            bare = drawn.contrasts and not any(contrast.rejected for contrast in drawn.contrasts)
+            bare = any(not c.kl for c in drawn.contrasts)
+            bare = bare and not any(contrast.rejected for contrast in drawn.contrasts)
             if bare and self.config.method not in WITHOUT_ANCHOR:
                 told = f"{where}: nothing to disprefer; golden answers alone are learnt"
                 self.reporter.say(f"warning: {told}")
@@ -304,6 +315,7 @@ class Game:
         """Train the player of round ``number`` from the player before it."""
         if self.adapter(number).is_dir():
             return self.adapter(number)
+        self._check_there(number - 1)
         folder = train_player(self, number)
         self.run.name(self.player(number), adapter_digest(folder))
         return folder
@@ -339,7 +351,7 @@ class Game:
                     return
                 stage = "training"
                 self.train(number)
-            except RunError as error:
+            except TreeplayError as error:
                 end(self, number, f"{stage} failed: {error}")
                 raise
             self.evaluate(number)

@@ -12,7 +12,7 @@ from treeplay.grow import deepen, grow, missing, plant, spent
 from treeplay.nodes import LEARNT
 from treeplay.policy.model import Policy
 from treeplay.policy.trunks import Kept
-from treeplay.run import batches, staged
+from treeplay.run import batches, read_jsonl, staged, write_jsonl
 from treeplay.selfplay import merged, seat, signed
 from treeplay.tasks.task import Task
 from treeplay.tree import Tree, tree_from_json, tree_to_json
@@ -85,7 +85,7 @@ def grow_trees(game: Game, opponents: Opponents, number: int, trees: list[Tree])
             before = trees
             trees = _grow_level(game, opponents, tasks, trees, number, (level, wave))
             if judged:
-                trees = _judge_level(game, tasks, trees, number, level)
+                trees = _judge_level(game, tasks, trees, number, (level, wave))
             wave += 1
         if judged and level < config.depth:
             trees = deepen(tasks, trees, room)
@@ -121,7 +121,7 @@ def _grow_share(
     player, name = game.player(number), game.player(opponent)
     title = f"{player} grow" + (f" level {level}" if level > 1 else "")
     title += f" wave {wave}" if wave > 1 else ""
-    stem = f"grown-{level}" + (f"-{wave}" if wave > 1 else "")
+    stem = _stem("grown", when)
     if len(opponents.pool) > 1:
         title, stem = f"{title} by {name}", f"{stem}.{name}"
     path = game.run.path(player, f"{stem}.jsonl")
@@ -169,9 +169,23 @@ def _rows(game: Game, tree: Tree) -> int:
     return sum(missing(tree, node, game.config.grow) for node in tree.nodes)
 
 
+def _stem(kind: str, when: tuple[int, int]) -> str:
+    level, wave = when
+    return f"{kind}-{level}" + (f"-{wave}" if wave > 1 else "")
+
+
 def _judge_level(
-    game: Game, tasks: list[Task], trees: list[Tree], number: int, level: int
+    game: Game, tasks: list[Task], trees: list[Tree], number: int, when: tuple[int, int]
 ) -> list[Tree]:
+    """``trees`` with verdicts on the branches that lack one.
+
+    Kept where what is sampled next depends on them (which nodes get another wave or level): an
+    unknown verdict is asked for anew by a later process, and may be another one then.
+    """
+    level, _ = when
+    path = game.run.path(game.player(number), f"{_stem('judged', when)}.jsonl")
+    if path.is_file():
+        return [tree_from_json(row) for row in read_jsonl(path)]
     items = [
         (task, branch.answer)
         for task, tree in zip(tasks, trees, strict=True)
@@ -182,7 +196,7 @@ def _judge_level(
     title = f"{player} judge" + (f" level {level}" if level > 1 else "")
     with game.run.timed(f"{player} judge"), game.reporter.stage(title, len(items)) as meter:
         verdicts = iter(game.judge.judge_many(items, meter.reach))
-    return [
+    judged = [
         replace(
             tree,
             branches=tuple(
@@ -192,3 +206,6 @@ def _judge_level(
         )
         for tree in trees
     ]
+    if game.config.grow.adaptive or level < game.config.grow.depth:
+        write_jsonl(path, [tree_to_json(tree) for tree in judged])
+    return judged

@@ -52,7 +52,8 @@ def held_suite(config: Config, tasks: Sequence[Task]) -> tuple[list[Task], Suite
 
 def train_and_choose(game: Game, number: int, run: Run) -> Path:
     """Train round ``number``'s player, with every learning rate of ``train.rates``, and keep the
-    best snapshot; returns its adapter.
+    best snapshot; returns its adapter. With ``train.keep=best`` that of the round before stays
+    where no snapshot has a better mark (``epoch`` 0 of ``kept.json``).
 
     A rate with which training fails (:class:`LearningError`) is told and left out; the error is
     raised where none is left.
@@ -87,16 +88,22 @@ def train_and_choose(game: Game, number: int, run: Run) -> Path:
         else:
             tried.append((rate, game.run.folder / inside, keeper))
     rate, chosen, keeper = tried[best_run([keeper for _, _, keeper in tried])]
-    kept = keeper.best()
+    kept, adapter = keeper.best(), chosen / "adapter"
+    which = f"epoch {kept.epoch} at learning rate {rate:g}"
+    before = kept_mark(game, number - 1) if config.keep == "best" else None
+    if before and (keeper.able(before), before.score) >= (keeper.able(kept), kept.score):
+        kept, adapter = replace(before, epoch=0), game.adapter(number - 1)
+        which = f"no epoch did better than {game.player(number - 1)}, which"
     marks = {
         "base": asdict(base),
         "learning_rate": rate,
         "epoch": kept.epoch,
+        "mark": asdict(kept),
         "tried": {f"{one:g}": each.to_json() for one, _, each in tried},
     }
     write_json(folder / "kept.json", marks | ({"failed": failed} if failed else {}))
     game.reporter.say(
-        f"{where}: epoch {kept.epoch} at learning rate {rate:g} is kept; held-out tasks: "
+        f"{where}: {which} is kept; held-out tasks: "
         f"secure {kept.secure:.1%} (base {base.secure:.1%}), able {kept.able:.1%} "
         f"(base {base.able:.1%})"
     )
@@ -106,9 +113,16 @@ def train_and_choose(game: Game, number: int, run: Run) -> Path:
     shutil.copyfile(chosen / "train.jsonl", folder / "train.jsonl")
     part = folder / "adapter.part"
     shutil.rmtree(part, ignore_errors=True)
-    shutil.copytree(chosen / "adapter", part)
+    shutil.copytree(adapter, part)
     part.replace(final)
     return final
+
+
+def kept_mark(game: Game, number: int) -> Mark | None:
+    """The mark of the player that round ``number`` kept; None where it chose by none."""
+    path = game.run.folder / game.player(number) / "kept.json"
+    kept = read_json(path) if path.is_file() else {}
+    return mark_from_json(kept["mark"]) if "mark" in kept else None
 
 
 def best_run(keepers: Sequence[Keeper]) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from treeplay.errors import ConfigError
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
+from treeplay.play_keep import kept_mark
 from treeplay.play_rates import measured
 from treeplay.play_train import learns_from_contrasts
 from treeplay.run import read_jsonl, write_json
@@ -35,6 +36,8 @@ def why_over(game: Game, number: int) -> str:
     if reason := _risen_no_more(game, number):
         return reason
     method, last = game.config.method, game.player(number - 1)
+    if (kept := kept_mark(game, number - 1)) and kept.epoch == 0:
+        return f"no epoch of {last} did better on the held-out tasks than the player before it"
     if not learns_from_contrasts(method):
         return ""
     judged = method not in (*WITHOUT_BRANCHES, *UNJUDGED)
@@ -46,12 +49,14 @@ def why_over(game: Game, number: int) -> str:
     # In the first round golden answers (anchors) teach where there is nothing else; a player that
     # has met them and makes no more mistakes is done, unless one of an older opponent is left.
     at_rest = number > 1 and rate == 0 and not any(c.rejected for c in contrasts)
-    if contrasts and not at_rest:
+    # Where there is nothing else, staying close to the opponent (anchors of kind kl) is no lesson.
+    still = bool(contrasts) and all(c.kl for c in contrasts)
+    if contrasts and not at_rest and not still:
         return ""
     # A base model without contrasts is an error of the settings, unless it was measured.
     if judged and rate is None and number > 1:
         return f"none of {last}'s branches could be judged secure or vulnerable"
-    if number > 1 or rate == 0:
+    if number > 1 or rate == 0 or still:
         return f"{last} made no mistake to learn from"
     return ""
 

@@ -17,11 +17,13 @@ from treeplay.tree import Branch, Node, Tree
 
 @dataclass(frozen=True)
 class Path:
-    """A golden path behind a prompt: ``ids``, their character offsets ``starts`` in ``text``."""
+    """A whole answer behind a prompt: ``ids``, their character offsets ``starts`` in ``text``, and
+    whether the token budget ``cut`` it off (golden paths never are)."""
 
     ids: tuple[int, ...]
     starts: tuple[int, ...]
     text: str
+    cut: bool = False
 
 
 def accepted(branch: Branch) -> bool:
@@ -60,7 +62,7 @@ def nearest(good: Iterable[Branch], bad: Sequence[Branch]) -> Branch:
 
 
 def path_of(branch: Branch) -> Path:
-    """A whole answer as a golden path: its own tokens up to the end of the answer; a last token
+    """A whole answer as a path: its own tokens up to the end of the answer; a last token
     that holds more than white space of what follows the answer is left out."""
     solid, end = len(branch.answer.rstrip()), len(branch.answer)
     ends = (*branch.starts[1:], len(branch.text))
@@ -68,7 +70,7 @@ def path_of(branch: Branch) -> Path:
     for number, (start, stop) in enumerate(zip(branch.starts, ends, strict=True), start=1):
         if start < solid or start < stop <= end:
             count = number
-    return Path(branch.ids[:count], branch.starts[:count], branch.answer)
+    return Path(branch.ids[:count], branch.starts[:count], branch.answer, branch.ended == "length")
 
 
 def mistake(tree: Tree) -> Path | None:

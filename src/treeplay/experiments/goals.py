@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from treeplay.experiments.cells import estimate_cell, p_cell, table_head, table_line
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import Group, Study
-from treeplay.experiments.stats import Estimate, difference, estimate, holm, p_no_difference, ratio
+from treeplay.experiments.stats import (
+    FEW,
+    Estimate,
+    difference,
+    estimate,
+    holm,
+    p_no_difference,
+    ratio,
+)
 from treeplay.experiments.tables import HEADINGS
 
 EXECUTED = "executed, decision form"
@@ -75,7 +83,8 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
         "of `own-given` (`tsp-own` that rejects the tasks' own vulnerable answers too) and of "
         "`own-given-stepped` (the same, learnt tree by tree), and what these results show. *yes*: "
         "the estimate reaches the goal and its whole interval lies on the right side of no effect "
-        "(where something may fall by so much: of that); *not shown*: only the estimate does; "
+        "(where something may fall by so much: of that), and enough tasks tell (see "
+        "experiments.md); *not shown*: only the estimate does; "
         "*no*: it does not; *nothing to lose*: the other's rate is within what may be lost. "
         "Intervals stand for themselves; p is of no difference at all (see experiments.md), with "
         "Holm's correction over the rows of a protocol and model (no p where something may fall "
@@ -147,7 +156,7 @@ def _row(study: Study, group: Group, goal: Goal, mine: str, other: str) -> _Row 
     what = HEADINGS[goal.measure] + (", ratio" if goal.ratio else "")
     empty = _empty(study, group, goal, other, seeds)
     said = "nothing to lose" if empty else reached(goal, found)
-    names = [study.protocol, study.model, str(len(seeds)), group.name]
+    names = [study.protocol, study.model, str(len(seeds)), group.name + group.fewer(found.tasks)]
     best = f" ({BEST})" if goal.against == BEST and other != BASE else ""
     cells = [*names, f"`{mine}`", what, f"`{other}`{best}", goal.words(), told, said]
     loss = not goal.ratio and goal.clear != 0
@@ -171,8 +180,15 @@ def reached(goal: Goal, found: Estimate) -> str:
     if over < -1e-9 or (strict and over <= 1e-9):
         return "no"
     end = found.high if goal.below else found.low
-    if end is None:
+    if end is None or (found.moved < FEW and not _bounded(goal, found)):
         return "not shown"
     past = sign * (end - goal.clear)
     beyond = past > 1e-9 or (goal.bound == goal.clear and not strict and past >= -1e-9)
     return "yes" if beyond else "not shown"
+
+
+def _bounded(goal: Goal, found: Estimate) -> bool:
+    """Whether so many clusters were asked that a loss which next to none of them shows is smaller
+    than what may be lost: where none of n does, up to 3 / n of them may (the rule of three; Hanley
+    and Lippman-Hand 1983, *If nothing goes wrong, is everything all right?*, JAMA 249)."""
+    return not goal.ratio and goal.clear < 0 and found.clusters * -goal.clear >= 3

@@ -140,14 +140,16 @@ def plan_digest(plan: Plan, arm: str, seed: int) -> str:
 
 def chosen_arms(protocol: Protocol, names: Sequence[str]) -> tuple[Protocol, tuple[str, ...]]:
     """The protocol and the arms to play, the reference first. A method that the protocol has no
-    arm for becomes one, without settings. Raises :class:`ConfigError` for other names."""
+    arm for becomes one, without settings; ``base`` alone is no arm, as it is played with any.
+    Raises :class:`ConfigError` for other names."""
     if not names:
         names = list(protocol.arms)
+    names = [name for name in names if name != BASE]
     arms = dict(protocol.arms)
     for name in names:
         if name not in arms:
             if name not in get_args(Method):
-                known = {*arms, *get_args(Method)}
+                known = {BASE, *arms, *get_args(Method)}
                 raise ConfigError(
                     f"experiment {protocol.name} has no arm {name!r}; {nearest(name, known)}"
                 )

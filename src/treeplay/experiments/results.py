@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from treeplay.config import differing_keys, with_newer_keys, without_places
 from treeplay.errors import RunError
 from treeplay.experiments.collect import COLUMNS
 from treeplay.experiments.plan import BASE
@@ -42,6 +43,10 @@ class Group:
     name: str
     keys: tuple[Key, ...]
     clusters: tuple[str, ...]
+
+    def fewer(self, tasks: int) -> str:
+        """What is said of something that does not rest on all tasks of the group, else nothing."""
+        return f", {tasks} of the tasks" if tasks < len(self.keys) else ""
 
 
 @dataclass(frozen=True)
@@ -217,6 +222,7 @@ def _study(protocol: str, model: str, results: list[dict[str, Any]]) -> Study:
         )
     _check_same_questions(f"{protocol}/{model}", results)
     _check_same_budgets(f"{protocol}/{model}", results)
+    _check_same_players(f"{protocol}/{model}", results)
     rows: dict[str, dict[int, dict[Key, dict[str, Any]]]] = {}
     told: dict[str, dict[int, dict[str, Any]]] = {}
     for data in results:
@@ -278,6 +284,33 @@ def _check_same_budgets(name: str, results: Sequence[Mapping[str, Any]]) -> None
                     f"{name}: {data['arm']} was given its sampled tokens by {_listed(first)} in "
                     f"seed {seed} and by {_listed(names)} in seed {data['seed']}; play one of them "
                     "again, or keep them in different folders (--results)"
+                )
+
+
+def _check_same_players(name: str, results: Sequence[Mapping[str, Any]]) -> None:
+    """Raises :class:`RunError` where players began from different weights, or seeds of an arm were
+    played with different settings (their tokens, the budget of a seed, left out)."""
+    weights: tuple[str, str] | None = None
+    settings: dict[str, tuple[str, dict[str, Any]]] = {}
+    for data in results:
+        who = f"{data['arm']}, seed {data['seed']}"
+        for one in data["runs"]:
+            base = one["run"].get("identities", {}).get("base", "")
+            first, other = weights = weights or (who, base)
+            if base != other:
+                raise RunError(
+                    f"{name}: {first} and {who} began from different weights ({other} and {base}); "
+                    "play one of them again, or keep them in different folders (--results)"
+                )
+            given = {"seed", "train.budget"}
+            given |= {part.partition("=")[0] for part in one.get("budget", ())}
+            config = without_places(with_newer_keys(one["run"]["config"]))
+            first, asked = settings.setdefault(data["arm"], (who, config))
+            if keys := [key for key in differing_keys(asked, config) if key not in given]:
+                raise RunError(
+                    f"{name}: {first} and {who} were played with different settings "
+                    f"({', '.join(keys)}); play one of them again, or keep them in different "
+                    "folders (--results)"
                 )
 
 

@@ -39,19 +39,25 @@ Ints = npt.NDArray[np.int64]
 Clusters = Sequence[Hashable] | None
 
 RESAMPLES = 4000
+# Clusters that have to differ for anything to be told: with five, the smallest p of a two-sided
+# sign-flip test is 2 / 2^5 > 0.05, and a resample may well have none of them.
+FEW = 6
 EXACT = 14  # differences up to which all sign flips are tried
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """``value`` and its 95 % interval; None where there is too little to tell. ``tasks`` and
-    ``seeds`` are how many it rests on."""
+    """``value`` and its 95 % interval; None where there is too little to tell. ``tasks``,
+    ``seeds`` and ``clusters`` are how many it rests on, ``moved`` in how many clusters there is
+    anything that is not zero (of a ratio: the fewer of above and below)."""
 
     value: float | None
     low: float | None
     high: float | None
     tasks: int
     seeds: int
+    clusters: int = 0
+    moved: int = 0
 
 
 def estimate(
@@ -64,11 +70,12 @@ def estimate(
     if tasks == 0 or seeds == 0:
         return Estimate(None, None, None, 0, 0)
     value = _settled(kept_ST.mean())
+    counted = (tasks, seeds, int(cluster_T.max()) + 1, _moved(kept_ST, cluster_T))
     if cluster_T.max() < 1:
-        return Estimate(value, None, None, tasks, seeds)
+        return Estimate(value, None, None, *counted)
     means = _resampled([kept_ST], cluster_T, seed, resamples)[0]
     low, high = np.percentile(means, _ends(_spread(kept_ST, cluster_T)))
-    return Estimate(value, _settled(low), _settled(high), tasks, seeds)
+    return Estimate(value, _settled(low), _settled(high), *counted)
 
 
 def difference(
@@ -84,6 +91,8 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
 
     A resample whose denominator is zero counts as infinitely large where the numerator is above
     zero, and is left out where both are zero; an end of the interval may so be infinite (inf).
+    No interval where fewer than :data:`FEW` clusters are above zero on either side: resamples of
+    them hardly vary (none, if it is none of 20).
     """
     both = ~np.isnan(a_ST) & ~np.isnan(b_ST)
     a_kept, cluster_T = _kept(np.where(both, a_ST, np.nan), clusters_T)
@@ -92,8 +101,10 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     if tasks == 0 or seeds == 0 or b_kept.mean() == 0:
         return Estimate(None, None, None, tasks, seeds)
     value = _settled(a_kept.mean() / b_kept.mean())
-    if cluster_T.max() < 1:
-        return Estimate(value, None, None, tasks, seeds)
+    moved = min(_moved(a_kept, cluster_T), _moved(b_kept, cluster_T))
+    counted = (tasks, seeds, int(cluster_T.max()) + 1, moved)
+    if moved < FEW:
+        return Estimate(value, None, None, *counted)
     top, bottom = _resampled([a_kept, b_kept], cluster_T)
     some = (top > 0) | (bottom > 0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -101,7 +112,12 @@ def ratio(a_ST: Floats, b_ST: Floats, clusters_T: Clusters = None) -> Estimate:
     linear_ST = a_kept - value * b_kept  # the ratio's own variance, by the delta method
     ends = _ends(_spread(linear_ST, cluster_T))
     low, high = np.percentile(ratios, ends, method="closest_observation")
-    return Estimate(value, _settled(low), _settled(high), tasks, seeds)
+    return Estimate(value, _settled(low), _settled(high), *counted)
+
+
+def _moved(values_ST: Floats, cluster_T: Ints) -> int:
+    """In how many clusters there is a value other than zero."""
+    return len(np.unique(cluster_T[(np.abs(values_ST) > 1e-12).any(axis=0)]))
 
 
 def _settled(value: float) -> float:

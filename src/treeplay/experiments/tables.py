@@ -68,12 +68,13 @@ def _rates(study: Study, group: Group) -> list[str]:
         if not study.seeds(arm):
             continue
         there = int((~np.isnan(study.values(arm, group, "valid"))).any(axis=0).sum())
-        some = f", {there} of the tasks" if there < len(group.keys) else ""
-        cells = [f"`{arm}`{study.fewer(study.seeds(arm))}{some}"]
+        cells = [f"`{arm}`{study.fewer(study.seeds(arm))}{group.fewer(there)}"]
         for measure in shown:
             found = estimate(study.values(arm, group, measure), group.clusters)
             scale = 1 if measure == "tokens" else 100
             cells.append(estimate_cell(found, scale, interval=measure in WITH_INTERVAL))
+            if measure == "spr1_valid" and 0 < found.tasks < there:  # others have no valid answer
+                cells[-1] += f", {found.tasks} tasks"
         out.append(table_line(cells))
     return out
 
@@ -94,7 +95,7 @@ def _comparisons(study: Study) -> list[str]:
             p_values.append(p_value)
             rows.append(
                 [
-                    group.name,
+                    _shared(study, group, mine, other),
                     f"`{mine}`",
                     f"`{other}`{study.fewer(seeds)}",
                     estimate_cell(difference(ours, theirs, group.clusters), 100, sign=True),
@@ -148,7 +149,7 @@ def _apart(study: Study, sources: Sequence[Group]) -> list[str]:
     for group in sources:
         for mine, other in pairs:
             names = [
-                group.name,
+                _shared(study, group, mine, other),
                 f"`{mine}`",
                 f"`{other}`{study.fewer(study.together(mine, other))}",
             ]
@@ -168,7 +169,7 @@ def _against_base(study: Study, groups: Sequence[Group]) -> list[str]:
             if arm == BASE or not seeds:
                 continue
             bad = [study.values(one, group, "vulnerable", seeds) for one in (arm, BASE)]
-            cells = [group.name, f"`{arm}`{study.fewer(seeds)}"]
+            cells = [_shared(study, group, arm, BASE), f"`{arm}`{study.fewer(seeds)}"]
             cells += [_change(study, arm, BASE, group, measure) for measure in measures]
             out.append(
                 table_line(
@@ -176,6 +177,13 @@ def _against_base(study: Study, groups: Sequence[Group]) -> list[str]:
                 )
             )
     return out
+
+
+def _shared(study: Study, group: Group, arm: str, against: str) -> str:
+    """The group's name, and how many of its tasks both arms have where that is not all."""
+    seeds = study.together(arm, against)
+    both = study.values(arm, group, "valid", seeds) - study.values(against, group, "valid", seeds)
+    return group.name + group.fewer(int((~np.isnan(both)).any(axis=0).sum()))
 
 
 def _change(study: Study, arm: str, against: str, group: Group, measure: str) -> str:
