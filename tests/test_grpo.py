@@ -85,6 +85,9 @@ def test_rewards_are_a_table() -> None:
     labels: list[Any] = ["secure", "vulnerable", "inert", "invalid", "unknown", "plain"]
     found = [reward_of(Verdict(label), rewards) for label in labels]
     assert found == [1.0, -1.0, 0.0, -2.0, None, None]
+    failing = Verdict("secure", functional=False)
+    assert [reward_of(failing, GrpoRewards(inert=some)) for some in (0.0, 0.3)] == [0.0, 0.3]
+    assert reward_of(Verdict("secure", functional=True), rewards) == 1.0
 
 
 def test_every_task_is_met_once_an_epoch() -> None:

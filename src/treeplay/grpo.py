@@ -33,7 +33,8 @@ INSTALL = "pip install 'trl>=1.16,<2'"
 
 @dataclass(frozen=True)
 class GrpoRewards:
-    """What an answer is worth that is not secure; a secure one is worth 1. An unknown verdict (and
+    """What an answer is worth that is not secure; a secure one is worth 1, and what a secure one
+    that fails the functional tests is worth, ``inert`` says too. An unknown verdict (and
     one on a task that asks nothing about security) is no reward at all: the answer is left out of
     its group's mean and moves nothing. Where ``invalid`` or ``inert`` is above ``vulnerable``,
     breaking the program pays more than writing it with the weakness."""
@@ -76,6 +77,8 @@ def require_trl() -> str:
 
 def reward_of(verdict: Verdict, config: GrpoRewards) -> float | None:
     """The reward of an answer with ``verdict``; ``None`` where it says nothing."""
+    if verdict.label == "secure" and verdict.functional is False:
+        return config.inert
     worth = {
         "secure": 1.0,
         "vulnerable": config.vulnerable,
