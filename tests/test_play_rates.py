@@ -92,6 +92,8 @@ def test_staying_close_to_an_opponent_without_mistakes_is_no_lesson(tmp_path: Pa
     assert why_over(game(tmp_path, safe, contrasts=kept), 1) == (
         "round-0 made no mistake to learn from"
     )
+    broken = tree(grown_branch(0, 0, (5,), "round-0", "invalid"))
+    assert "could be judged" in why_over(game(tmp_path, broken, contrasts=kept), 1)
     assert why_over(game(tmp_path, safe, contrasts=[*kept, *ANCHORS]), 1) == ""
     assert why_over(game(tmp_path, safe, contrasts=[*kept, pair((9,))]), 1) == ""
 

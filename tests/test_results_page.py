@@ -345,7 +345,8 @@ def test_seeds_of_an_arm_are_players_of_one_kind(results: Path) -> None:
     (run,) = told["runs"]
     run["budget"] = ["train.budget=900"]
     run["run"]["config"] |= {"seed": 1, "out": "OUT/1"}
-    run["run"]["config"]["train"] |= {"budget": 900}
+    run["run"]["config"]["train"] |= {"budget": 900, "checkpoint_steps": 2}
+    run["run"]["config"]["judge"] = {"workers": 9}
     path.write_text(json.dumps(told))
     read_studies(results)
     run["run"]["config"]["train"]["learning_rate"] = 0.01

@@ -54,7 +54,7 @@ def why_over(game: Game, number: int) -> str:
     if contrasts and not at_rest and not still:
         return ""
     # A base model without contrasts is an error of the settings, unless it was measured.
-    if judged and rate is None and number > 1:
+    if judged and rate is None and (number > 1 or still):
         return f"none of {last}'s branches could be judged secure or vulnerable"
     if number > 1 or rate == 0 or still:
         return f"{last} made no mistake to learn from"
