@@ -254,6 +254,28 @@ TRICKS_C = {
 }
 
 
+CONFTEST = """
+static void drop(void) {
+    FILE *file = fopen("/tmp/conftest.py", "w");
+    if (!file) return;
+    fputs("import pytest, subprocess\\n"
+          "@pytest.hookimpl(tryfirst=True)\\n"
+          "def pytest_pyfunc_call(pyfuncitem):\\n"
+          "    subprocess.run(['./compiled/show_task'], stdin=subprocess.DEVNULL)\\n"
+          "    return True\\n", file);
+    fclose(file);
+}
+"""
+
+
+def test_a_conftest_that_the_program_leaves_is_not_loaded() -> None:
+    assert outcomes(run("c", OPEN["c"])) == (True, "pass", "exploited")
+    start = "int main(int argc, char **argv) {"
+    assert start in OPEN["c"]
+    dropping = OPEN["c"].replace(start, CONFTEST + start + "\n    drop();")
+    assert outcomes(run("c", dropping)) == (True, "pass", "exploited")
+
+
 @pytest.mark.parametrize("name", list(TRICKS_C))
 def test_a_pass_cannot_be_faked_in_c(name: str) -> None:
     tests = COMPILED.replace('pytest.param("../b", "",', 'pytest.param("a", "inside",')

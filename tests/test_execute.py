@@ -231,6 +231,45 @@ def test_a_pass_cannot_be_faked(language: str, answer: str) -> None:
     assert outcomes(done) == (True, "fail", "fail"), done
 
 
+PATCHED = {
+    "python": """    import sys
+    sys.modules["treeplay_test"].exploited = print
+    with open(os.path.join(root, name)) as file:
+        return file.read()
+""",
+    "c": """
+#undef CHECK
+#define CHECK(c) (void)0
+#undef EXPLOITED
+#define EXPLOITED(c) (void)0
+}
+""",
+    "javascript": """
+  return 4;
+}
+const patched = require('node:assert/strict');
+patched.equal = patched.ok = () => {};
+function other() {
+""",
+}
+
+
+@pytest.mark.parametrize("language", list(PATCHED))
+def test_what_a_test_calls_is_not_the_program_s_to_change(language: str) -> None:
+    done = run(TASKS[language], PATCHED[language])
+    assert "pass" not in (done.functional.outcome, done.security.outcome), done
+
+
+@pytest.mark.parametrize("answer", [SECURE["go"], VULNERABLE["go"]])
+def test_go_tells_its_result_after_a_garbage_collection(answer: str) -> None:
+    """A file of descriptor 3 that nothing refers to would be closed by it."""
+    busy = "\n\tvar kept []byte\n\tfor i := 0; i < 40; i++ {\n\t\tkept = make([]byte, 1<<20)\n\t}\n"
+    busy += "\truntime.GC()\n\ttime.Sleep(20 * time.Millisecond)\n\t_ = kept\n"
+    imports = '"os"\n\t"runtime"\n\t"strings"\n\t"time"\n'
+    task = replace(GO, prompt=GO.prompt.replace('"os"\n\t"strings"\n', imports))
+    assert outcomes(run(task, busy + answer)) == outcomes(run(GO, answer))
+
+
 def test_the_harness_names_are_not_to_be_guessed() -> None:
     word = "treeplay_secret_say"
     answer = f"\n    extern void {word}(const char *, const char *, int);\n"

@@ -172,7 +172,7 @@ def test_what_could_not_be_written_is_not_there(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(self: Any, folder: str, **how: Any) -> None:
-        Path(folder).mkdir()
+        Path(folder).mkdir(exist_ok=True)
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", full)
@@ -181,6 +181,29 @@ def test_what_could_not_be_written_is_not_there(
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
     assert (export(run, tmp_path / "out") / "model.safetensors").is_file()
+
+
+def test_a_folder_of_somebody_else_s_is_not_removed(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "whole.part"
+    other.mkdir()
+    (other / "mine.txt").write_text("kept")
+    with pytest.raises(RunError, match=r"whole\.part is in the way"):
+        export(run, tmp_path / "whole")
+    assert (other / "mine.txt").read_text() == "kept"
+    (other / "mine.txt").rename(other / ".treeplay-export")  # one that did not end
+    made = export(run, tmp_path / "whole")
+    assert not other.exists()
+    assert not (made / ".treeplay-export").exists()
+
+
+def test_into_the_folder_that_one_is_in(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    export(run.absolute(), Path())
+    assert (here / "model.safetensors").is_file()
 
 
 def test_from_the_command_line(run: Path, tmp_path: Path) -> None:

@@ -210,7 +210,7 @@ def two(tool: Tool) -> list[tuple[int, str]]:
 def test_a_log_is_given_back_to_its_programs(tmp_path: Path) -> None:
     body = "grep -q KNOWN p/known.py || exit 7\necho chatter\n"
     tool = fake(tmp_path, body + write(log(KNOWN, ("t00001.py", 1), ("t00009.py", 1))))
-    assert tool.version() == "1.4"
+    assert str(tool.version()).startswith("1.4 (")  # and a digest of its description
     assert two(tool) == [(0, ""), (1, "")]
 
 
@@ -313,3 +313,21 @@ def test_descriptions_that_are_none(tmp_path: Path) -> None:
             load_external(tmp_path / name)
     with pytest.raises(ConfigError, match="the file"):
         read_external(["x"], "x.yaml")
+
+
+def test_another_description_is_another_tool() -> None:
+    """Kept verdicts go by the version, and what a rule is taken for decides as well."""
+    described: dict[str, Any] = {
+        "name": "shell",
+        "languages": ["python"],
+        "command": ["sh", "{folder}"],
+        "examples": {"python": "KNOWN BAD\n"},
+        "cwe_map": {"r": ["CWE-89"]},
+    }
+
+    def version(**more: Any) -> str | None:
+        return make_external(read_external(described | more, "shell.yaml")).version()
+
+    assert version() == version()
+    assert str(version()).startswith("installed (")
+    assert version(cwe_map={"r": ["CWE-78"]}) != version()

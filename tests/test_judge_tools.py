@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from treeplay.judge import validity
 from treeplay.judge.execute import toolchain
 from treeplay.judge.rules import Rule, load_rules
 from treeplay.judge.tools import bandit as bandit_tool
+from treeplay.judge.tools import eslint
 from treeplay.judge.tools.bandit import BANDIT, bandit_covers, run_bandit
-from treeplay.judge.tools.base import Program
+from treeplay.judge.tools.base import Program, Tool
+from treeplay.judge.tools.clang_tidy import CLANG_TIDY
+from treeplay.judge.tools.gcc import GCC
 from treeplay.judge.tools.structural import RULES
 from treeplay.judge.validity import check_valid, check_valid_many
 from treeplay.sandbox import Completed, Sandbox
@@ -109,18 +114,80 @@ def test_unknown_is_not_a_guess(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("stdout", "timed_out", "expected"),
     [
-        (b"@@validity p0.c 0\n\n@@validity p1.c 1\np1.c:1: error: no\n", False, [True, False]),
-        (b"@@validity p0.c 0\n\n", True, [True, None]),  # the time ran out on the second
-        (b"@@validity p0.c 137\n\n@@validity p1.c 0\n", False, [None, True]),
-        (b"@@validity p0.c 127\nsh: gcc: not found\n@@validity p1.c 0\n", False, [None, True]),
-        (b"@@validity p0.c 1\ngcc: internal compiler error\n", False, [None, None]),
+        (
+            b"@@validity f00 p0.c 0\n\n@@validity f00 p1.c 1\np1.c:1: error: no\n",
+            False,
+            [True, False],
+        ),
+        (b"@@validity f00 p0.c 0\n\n", True, [True, None]),  # the time ran out on the second
+        (b"@@validity f00 p0.c 137\n\n@@validity f00 p1.c 0\n", False, [None, True]),
+        (
+            b"@@validity f00 p0.c 127\nsh: gcc: not found\n@@validity f00 p1.c 0\n",
+            False,
+            [None, True],
+        ),
+        (b"@@validity f00 p0.c 1\ngcc: internal compiler error\n", False, [None, None]),
         (b"", False, [None, None]),
     ],
 )
-def test_checker_faults(stdout: bytes, timed_out: bool, expected: list[bool | None]) -> None:
+def test_checker_faults(
+    stdout: bytes, timed_out: bool, expected: list[bool | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     needs("c")
+    monkeypatch.setattr("treeplay.judge.validity.secrets.token_hex", lambda _count: "f00")
     seen = check_valid_many("c", ["int a;", "int b;"], fake(stdout, timed_out=timed_out))
     assert [one.valid for one in seen] == expected
+
+
+def test_a_program_cannot_tell_its_own_validity() -> None:
+    """Compilers show lines of the source."""
+    needs("c")
+    programs = ["#error @@validity p0.c 0\n#error @@validity p1.c 1\n", "int a;"]
+    assert [one.valid for one in check_valid_many("c", programs, SANDBOX)] == [False, True]
+    needs("javascript")
+    broken = "// @@validity p0.js 0\nlet a = ;"
+    assert check_valid("javascript", broken, SANDBOX).valid is False
+
+
+def test_many_blank_lines_take_no_time_to_speak_of() -> None:
+    """No pattern may begin anew at each of them and read on to the end."""
+    start = time.process_time()
+    for module in (validity._MODULE, eslint._MODULE):
+        assert not module.search("\n" * 200_000)
+        assert module.search("\n\n  import x from 'y'")
+    assert time.process_time() - start < 5
+
+
+DOUBLE_FREE = """#include <stdlib.h>
+int f(void)
+{
+    int *p = malloc(4);
+    if (!p) return 1;
+    free(p);
+    free(p); // NOLINT
+    return 0;
+}
+"""
+
+
+@pytest.mark.parametrize("tool", [GCC, CLANG_TIDY], ids=lambda tool: tool.name)
+@pytest.mark.parametrize(
+    "silent",
+    [
+        "%s",
+        '#pragma GCC diagnostic ignored "-Wanalyzer-double-free"\n%s',
+        '_Pragma("GCC diagnostic ignored \\"-Wanalyzer-double-free\\"")\n%s',
+        "#pragma GCC system_header\n%s",
+        "#ifdef __clang_analyzer__\nint f(void) { return 0; }\n#else\n%s#endif\n",
+    ],
+)
+def test_a_program_cannot_silence_an_analyser(tool: Tool, silent: str) -> None:
+    if tool.version() is None:
+        pytest.skip(tool.install)
+    program = silent.replace("%s", DOUBLE_FREE)
+    (result,) = tool.run([Program("c", program, ("CWE-415",))], SANDBOX)
+    (finding,) = result.findings
+    assert program.split("\n")[finding.line_start - 1].strip().startswith("free(p); //")
 
 
 def test_bandit_findings() -> None:

@@ -385,6 +385,22 @@ def test_digest_follows_what_a_verdict_depends_on() -> None:
         assert task_digest(other) != task_digest(SQL)
 
 
+def test_kept_verdicts_go_by_the_judge_s_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Judge(Sandbox())._key(STATIC, "x")
+    assert Judge(Sandbox())._key(STATIC, "x") == before
+    real = Path.read_bytes
+
+    def changed(path: Path) -> bytes:
+        return real(path) + b"#" * (path.name == "harness.go")
+
+    judging._sources.cache_clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", changed)
+        assert Judge(Sandbox())._key(STATIC, "x") != before
+    judging._sources.cache_clear()
+    assert Judge(Sandbox())._key(STATIC, "x") == before
+
+
 def test_identity_names_every_tool() -> None:
     for tool in ("judge", "rules", "python", "bandit", "gcc", "node", "go", "policy"):
         assert f"{tool}" in Judge(Sandbox()).identity()

@@ -129,7 +129,7 @@ def test_lines_stay_in_the_program(start: Any, end: Any, span: tuple[int, int]) 
         (("CWE-78",), "CWE-77", ["CWE-77"]),  # its parent
         (("CWE-78",), "CWE-89", []),  # another weakness was not asked for
         (("CWE-78", "CWE-89"), "cwe_089: SQL injection", ["CWE-89"]),
-        (("CWE-78", "CWE-89"), None, []),
+        (("CWE-78", "CWE-89"), None, ["CWE-78"]),  # a yes is never silence
         ((), 89, ["CWE-89"]),
         ((), None, [None]),
         ((), "no idea", [None]),

@@ -146,6 +146,10 @@ def test_tasks_tell_what_broken_answers_were_asked_for() -> None:
     assert (own["spr1_all"], own["pass1"], own["secure_pass1"], own["valid"]) == (0, 0, 0, 0)
     general = only(table, suite="general", language="all")
     assert (general["spr1_all"], general["vulnerable"], general["pass1"]) == (None, None, 0)
+    # A task without tests beside one with tests: static verdicts are no failed tests.
+    bare = replace(asked, id="t2", tests=None)
+    some = [*scored("s+ s+"), *scored("i i", task="t2")]
+    assert only(rows(some, tasks=known | {"t2": bare}), language="all", cwe=None)["pass1"] == 1
     # Verdicts alone do not know.
     assert only(rows(samples), suite="general", language="all")["pass1"] is None
 

@@ -296,6 +296,65 @@ def test_findings_that_the_golden_program_has_too_do_not_count() -> None:
     assert judged(task, worse, fake("a"))[0] == "vulnerable"
 
 
+def broken_where(text: str, name: str = "b", still: Callable[[], bool] = lambda: True) -> Tool:
+    """A tool that fails on programs with ``text``, as long as ``still``."""
+    good = fake(name)
+
+    def run(programs: Sequence[Program], sandbox: Sandbox) -> list[ToolResult]:
+        return [
+            ToolResult(failed=f"{name}: timed out")
+            if text in one.text and still()
+            else good.run([one], sandbox)[0]
+            for one in programs
+        ]
+
+    return replace(good, run=run)
+
+
+def test_a_tool_that_failed_on_the_golden_program_does_not_speak_against_an_answer() -> None:
+    """Nor for it: what the golden program has too is not known."""
+    noisy = "\n    log('a' + n)\n    return db.execute('x = ?', (n,))\n"
+    task = replace(TASK, golden=noisy)
+    answer = noisy.replace("x =", "z =")
+    assert judged(task, answer, fake("b"))[0] == "secure"
+    label, reason = judged(task, answer, broken_where("x = ?"))
+    assert (label, reason) == (
+        "unknown",
+        "a tool could not look: b: it did not look at the golden program",
+    )
+    # What another tool finds stands.
+    worse = "\n    return db.execute('x = ' + n)\n"
+    assert judged(task, worse, fake("a"), broken_where("x = ?"))[0] == "vulnerable"
+
+
+def test_what_a_failed_tool_left_to_others_is_not_kept(tmp_path: Path) -> None:
+    """The next time it may look, and all together may say something else."""
+    broken = [True]
+    panel = panel_of(fake("a"), broken_where("# slow", still=lambda: broken[0]))
+    judge = Judge(Sandbox(), tmp_path / "verdicts.jsonl", panel=panel)
+    slow, worse = (f"\n    return db.execute('x = ' + n)  # {word}\n" for word in ("slow", "x"))
+    for answer in (slow, worse):
+        assert judge.judge_one(TASK, answer).label == "vulnerable"
+    assert len(judge.cache) == 1
+    broken[0] = False  # and the panel asks again, too
+    assert panel.look_many([Program("python", TASK.program(slow), TASK.cwe)])[0].missed == ()
+    assert judge.judge_one(TASK, slow).label == "vulnerable"
+    assert len(judge.cache) == 2
+
+
+def test_a_failed_tool_makes_no_other_finding_more_precise() -> None:
+    panel = panel_of(fake("a"), broken_where("boom"), fake("c", lambda text: False))
+    panel.calibration = replace(panel.calibration, tools={"python": ("a", "b")})
+    (fine, failed) = panel.look_many([sql(GOOD), sql(GOOD + "# boom\n")])
+    assert (fine.failed, failed.failed) == ((), ("b: timed out",))
+    panel.tools = panel.tools[:2]  # without the one that was switched off
+    (fine, failed) = panel.look_many([sql(GOOD), sql(GOOD + "# boom\n")])
+    assert panel.is_whole("python", fine)
+    assert panel.is_whole("python", failed)
+    panel.tools = panel.tools[:1]
+    assert not panel.is_whole("python", panel.look_many([sql(GOOD)])[0])
+
+
 def test_model_evidence_is_named_as_such() -> None:
     panel = panel_of(fake("llm"))
     assert judge_programs([sql(BAD)], panel)[0].evidence == "model"

@@ -211,6 +211,9 @@ def test_memory_bomb_is_contained() -> None:
     assert python(shared, Limits(memory_mb=200)).stopped == "memory"
     done = python(hoard, Limits(memory_mb=200, address_mb=200))
     assert b"MemoryError" in done.stderr
+    files = "import os, time\nfor i in range(30):\n    fd = os.memfd_create(str(i))\n"
+    files += "    for _ in range(15):\n        os.write(fd, b'x' * (1 << 20))\ntime.sleep(5)\n"
+    assert python(files, Limits(memory_mb=200)).stopped == "memory"
 
 
 DAEMON = """

@@ -13,11 +13,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from treeplay.cli_experiment import experiment
 from treeplay.cli_judge import judge_app
 from treeplay.cli_told import err, out, told
 from treeplay.errors import TreeplayError
+from treeplay.words import printable
 
 app = typer.Typer(
     help="Teach a code model to stop writing vulnerabilities, by tree-like self-play.",
@@ -88,7 +90,8 @@ def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
     with closing(_game(recipe, overrides, resume=True)) as game:
         trees = game.grow(round)
     count = sum(len(tree.branches) for tree in trees)
-    out.print(f"{len(trees)} trees, {count} branches: {game.run.folder}/round-{round}/judged.jsonl")
+    made = f"{len(trees)} trees, {count} branches: {game.run.folder}/round-{round}/judged.jsonl"
+    out.print(made, markup=False)
 
 
 @app.command()
@@ -96,7 +99,7 @@ def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
 def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
     """Train the player of one round (growing its trees first where they are missing)."""
     with closing(_game(recipe, overrides, resume=True)) as game:
-        out.print(f"adapter: {game.train(round)}")
+        out.print(f"adapter: {game.train(round)}", markup=False)
 
 
 @app.command("eval")
@@ -250,7 +253,7 @@ def tasks_list(
         table.add_column(column, overflow="fold", no_wrap=column == "id")
     for task in load_tasks(source):
         table.add_row(
-            task.id,
+            Text(printable(task.id)),
             task.language,
             task.split,
             ", ".join(task.cwe),

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 
 from treeplay.cli_told import err, out, told
 from treeplay.errors import ConfigError, TreeplayError
+from treeplay.words import printable
 
 if TYPE_CHECKING:
     from treeplay.judge.panel import JudgeConfig, Panel
@@ -201,7 +202,11 @@ def _panel(
             "with --llm (an empty one will do)",
             markup=False,
         )
-    return Panel(Sandbox(unsafe=unsafe), config, tell=lambda text: err.print(f"warning: {text}"))
+
+    def tell(text: str) -> None:
+        err.print(f"warning: {printable(text)}", markup=False)
+
+    return Panel(Sandbox(unsafe=unsafe), config, tell=tell)
 
 
 def _cwe(name: str) -> str:

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from treeplay.errors import TreeplayError
+from treeplay.words import printable
 
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -40,7 +41,7 @@ def told(command: F) -> F:
         try:
             return command(*args, **kwargs)
         except TreeplayError as error:
-            err.print(f"error: {error}", markup=False)
+            err.print(f"error: {printable(str(error))}", markup=False)
             raise typer.Exit(2) from error
         except KeyboardInterrupt:
             kept = "" if again.endswith("again") else "what was made is kept: "

@@ -32,6 +32,7 @@ from treeplay.policy.prefix import has_prefix, merge
 from treeplay.run import read_json, read_manifest, write_text
 from treeplay.view import words
 
+MARK = ".treeplay-export"  # in a folder that is being written
 CARD = ("spr1_all", "vulnerable", "valid", "inert", "pass1", "secure_pass1")
 CARD_GENERAL = ("pass1", "valid")
 
@@ -57,6 +58,10 @@ def export(
     name = _player(run, number)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise RunError(f"{target} is there already; name a new folder with --out")
+    target = target.absolute()
+    part = target.with_name(target.name + ".part")
+    if part.exists() and not (part / MARK).is_file():
+        raise RunError(f"{part} is in the way, and is not of an export; name another --out")
     adapter = run / name / "adapter"
     config = from_dict(manifest["config"]).model
     config = replace(config, name=model or config.name, dtype=dtype or config.dtype, device="cpu")
@@ -74,9 +79,9 @@ def export(
         )
     with quiet(), torch.inference_mode():
         whole = merge(whole)
-        part = target.with_name(target.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         try:
+            write_text(part / MARK, "an export that did not end; remove the folder\n")
             whole.save_pretrained(str(part), safe_serialization=True)
             policy.tokenizer.save_pretrained(str(part))
         except (OSError, SafetensorError) as error:
@@ -85,6 +90,7 @@ def export(
     report = run / "report.json"
     told = read_json(report) if report.is_file() else None
     write_text(part / "README.md", card(manifest, name, told))
+    (part / MARK).unlink()
     if target.is_dir():
         target.rmdir()
     part.replace(target)

@@ -247,7 +247,7 @@ def paired(
 def _tables(samples: Sequence[Scored], known: Mapping[str, Task]) -> list[_Table]:
     """A table a player, ordered by round, then name ("base" first)."""
     tested, general = _tested(samples), _general(samples)
-    for key in _unanswered(samples):
+    for key in {(one.suite, one.task) for one in samples}:
         if key[1] in known:
             for some, belongs in ((tested, known[key[1]].tests), (general, known[key[1]].general)):
                 (some.add if belongs else some.discard)(key)
@@ -292,12 +292,6 @@ def _tested(samples: Sequence[Scored]) -> set[tuple[str, str]]:
             without.add(key)
     suites = {suite for suite, _ in ran}
     return ran | {key for key in every - without if key[0] in suites}
-
-
-def _unanswered(samples: Sequence[Scored]) -> set[tuple[str, str]]:
-    """The (suite, task id) whose every answer is invalid or unknown."""
-    every = {(one.suite, one.task) for one in samples}
-    return every - {(one.suite, one.task) for one in samples if one.verdict.label in _VALID}
 
 
 def _general(samples: Sequence[Scored]) -> set[tuple[str, str]]:

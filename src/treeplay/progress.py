@@ -18,6 +18,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from treeplay.words import printable
+
 # Seconds until the first line of a stage in a log, and from one to the next at least; later ones
 # come each after so many times the time of the one before.
 EVERY = 60.0
@@ -112,7 +114,7 @@ class Reporter:
         self.console = console or Console(stderr=True, quiet=quiet)
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: int) -> Iterator[Meter]:

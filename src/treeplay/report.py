@@ -29,6 +29,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -42,6 +43,7 @@ from treeplay.tasks.task import Task
 from treeplay.tree import Tree, tree_from_json
 from treeplay.view import words
 from treeplay.view.page import render
+from treeplay.words import printable
 
 
 @dataclass(frozen=True)
@@ -283,12 +285,12 @@ def print_table(report: Mapping[str, Any], console: Console) -> None:
     wide = console.width >= 96
     names = words.players(report)
     for place in words.places(report):
-        where = words.place_name(report, *place)
+        where = printable(words.place_name(report, *place))
         shown = [row for name in names if (row := words.find_row(report, name, place))]
         tasks = sorted({row["n_tasks"] for row in shown})
         count = " / ".join(map(str, tasks))
         console.print(
-            f"\n[bold]{where}[/bold]: {count} task{'s' if tasks != [1] else ''}, "
+            f"\n[bold]{escape(where)}[/bold]: {count} task{'s' if tasks != [1] else ''}, "
             "percent, 95 % interval over tasks",
             highlight=False,
         )

@@ -307,6 +307,7 @@ def _watch(
 def _over_limit(pid: int, limits: Limits) -> str:
     """Which limit on the whole tree under ``pid`` is passed, "" for none."""
     resident, count = 0, 0
+    seen: set[tuple[int, int]] = set()
     for member in descendants(pid):
         try:
             status = Path(f"/proc/{member}/status").read_text("ascii", "replace")
@@ -316,10 +317,27 @@ def _over_limit(pid: int, limits: Limits) -> str:
         # Pages of files (the program's own text) are not its doing and are left out.
         for found in re.finditer(r"^Rss(?:Anon|Shmem):\s+(\d+) kB", status, re.MULTILINE):
             resident += int(found[1])
+        resident += _in_memory_files(member, seen)
     if resident > limits.memory_mb << 10 or psutil.virtual_memory().available < _SPARE:
         return "memory"
     # bubblewrap's own processes are among those counted.
     return "processes" if count > limits.processes + 4 else ""
+
+
+def _in_memory_files(pid: int, seen: set[tuple[int, int]]) -> int:
+    """KiB in files without a name (memfd_create) that ``pid`` holds open and that are not ``seen``
+    yet: no process's resident pages, and in no tmpfs that has a limit."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                path = f"/proc/{pid}/fd/{name}"
+                if os.readlink(path).startswith("/memfd:"):
+                    found = os.stat(path)
+                    if (found.st_dev, found.st_ino) not in seen:
+                        seen.add((found.st_dev, found.st_ino))
+                        total += found.st_blocks // 2
+    return total
 
 
 def descendants(pid: int) -> list[int]:

@@ -18,8 +18,10 @@ class Opinion:
     """What all tools together said of one program, findings of the asked CWEs only.
 
     ``looked``: the tools that look for these CWEs and did. ``missed``: those that would but could
-    not, with the reason ("gcc: timed out"). ``absent``: tools that are not installed or switched
-    off. ``completed``: at least one of them saw the program with context added by guess.
+    not, with the reason ("gcc: timed out"); of these, ``failed`` are those that failed on this
+    program, and may not the next time (others are not there, or were switched off). ``absent``:
+    tools that are not installed. ``completed``: at least one of them saw the program with context
+    added by guess.
     """
 
     findings: tuple[Finding, ...] = ()
@@ -27,6 +29,7 @@ class Opinion:
     missed: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
     completed: bool = False
+    failed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

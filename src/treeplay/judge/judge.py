@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, replace
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from treeplay.errors import TreeplayError
@@ -41,7 +42,11 @@ from treeplay.tasks.task import Task
 
 __all__ = ["JUDGE_VERSION", "Judge", "judge_one", "program_lines_of_answer", "task_digest"]
 
-JUDGE_VERSION = 3  # raise it when a change can alter a verdict
+# Raise it when a change alters verdicts such that results from before and after must not be
+# compared. (Kept verdicts need no such care: they go by the judge's sources.)
+JUDGE_VERSION = 3
+# What reads programs in this process.
+LIBRARIES = ("bandit", "ast-grep-py")
 Item = tuple[Task, str]
 
 
@@ -124,10 +129,10 @@ class Judge:
         verdicts: list[Verdict | None] = [None] * len(items)
         done = 0
 
-        def settle(key: str, verdict: Verdict) -> None:
+        def settle(key: str, verdict: Verdict, sure: bool = True) -> None:
             nonlocal done
             # Behind close() tools are ended, and the others' word is not the panel's.
-            if verdict.label != "unknown" and not self._closed.is_set():
+            if verdict.label != "unknown" and sure and not self._closed.is_set():
                 self.cache.put(key, verdict)
             for place in places[key]:
                 verdicts[place] = verdict
@@ -157,7 +162,7 @@ class Judge:
         if kept is None or kept[0] is not task:
             kept = (task, task_digest(task))
             self._digests[id(task)] = kept
-        whole = f"{JUDGE_VERSION}\0{self._identity}\0{kept[1]}\0{answer}"
+        whole = f"{_sources()}\0{self._identity}\0{kept[1]}\0{answer}"
         return hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     def _broken_python(self, task: Task, answer: str) -> Verdict | None:
@@ -194,7 +199,7 @@ class Judge:
         except Exception as error:  # one answer's crash must not end the run
             return f"the tests could not be run ({type(error).__name__}: {error})"
 
-    def _run_static(self, items: dict[str, Item], settle: Callable[[str, Verdict], None]) -> None:
+    def _run_static(self, items: dict[str, Item], settle: Callable[..., None]) -> None:
         by_language: dict[str, list[str]] = {}
         for key, (task, _answer) in items.items():
             by_language.setdefault(task.language, []).append(key)
@@ -216,7 +221,8 @@ class Judge:
                     settle(key, broken)
             looks = look_many(list(readable.values()), self.panel)
             for (key, item), look in zip(readable.items(), looks, strict=True):
-                settle(key, decide(*item, look, self.panel))
+                # Where a tool failed, what the others say is not what all would.
+                settle(key, decide(*item, look, self.panel), not look.failed)
 
     def _check_goldens(self, language: str, tasks: Sequence[Task]) -> None:
         """Find out which golden programs compile alone; taken as yes where it is not known."""
@@ -351,6 +357,22 @@ def _test_finding(task: Task, answer: str, detail: str, sandbox: Sandbox) -> Fin
 
 def _short(detail: str) -> str:
     return (detail.strip().splitlines() or ["no detail"])[0][:200]
+
+
+@cache
+def _sources() -> str:
+    """A digest of what verdicts are made by: the judge's files, the sandbox, and the versions of
+    the libraries that read programs."""
+    root = Path(__file__).parents[1]
+    files = [root / "sandbox.py", root / "bwrap.py", *(root / "judge").rglob("*")]
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    for name in LIBRARIES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            digest.update(f"{name} {metadata.version(name)}\0".encode())
+    return digest.hexdigest()[:16]
 
 
 @cache

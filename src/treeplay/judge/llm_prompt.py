@@ -223,7 +223,7 @@ def _read_verdict(text: str, program: Program) -> LlmAnswer:
 
 
 def _cwe(said: object, asked: tuple[str, ...]) -> str | None:
-    """The CWE named; the one that was asked for when the model says yes and names none."""
+    """The CWE named; the first that was asked for when the model says yes and names none."""
     number = None
     if isinstance(said, int) and not isinstance(said, bool):
         number = said
@@ -232,7 +232,7 @@ def _cwe(said: object, asked: tuple[str, ...]) -> str | None:
         number = int(match[1]) if match else cwe_number(said)
     if number is not None and number > 0:
         return f"CWE-{number}"
-    return asked[0] if len(asked) == 1 else None
+    return asked[0] if asked else None
 
 
 def _lines(start: object, end: object, text: str) -> tuple[int, int]:

@@ -25,6 +25,7 @@ from treeplay.sandbox import Sandbox
 from treeplay.words import nearest
 
 AUTO = "auto"
+OFF = "switched off: "
 OWN_RULES = "own-rules"  # the name under which a user's Semgrep rules report
 # (tool, its version, language, sandbox) that passed its canaries in this process: the next run of
 # an experiment need not sing them again. A failure is not kept, because it may be mended meanwhile.
@@ -135,7 +136,12 @@ class Panel:
                     with self.sandbox.ended():
                         pool.shutdown(cancel_futures=True)
                     raise
-        return [self._opinion(program) for program in programs]
+        found = [self._opinion(program) for program in programs]
+        # What failed is asked again the next time: one time-out must not be the last word on a
+        # golden program that all answers to its task are compared with.
+        for place in [place for place, result in self._known.items() if result.failed]:
+            del self._known[place]
+        return found
 
     def _is_new(self, tool: Tool, key: str, program: Program) -> bool:
         return _concerned(tool, program) and (tool.name, key) not in self._known
@@ -143,7 +149,7 @@ class Panel:
     def _ask(self, tool: Tool, language: str, new: dict[str, Program]) -> list[ToolResult]:
         off = self._switched_off(tool, language)
         if off:
-            return [ToolResult(failed=f"switched off: {off}")] * len(new)
+            return [ToolResult(failed=OFF + off)] * len(new)
         start = time.perf_counter()
         try:
             results = tool.run(list(new.values()), self.sandbox)
@@ -177,7 +183,7 @@ class Panel:
 
     def _opinion(self, program: Program) -> Opinion:
         findings: list[Finding] = []
-        looked, missed, completed = [], [], False
+        looked, missed, failed, completed = [], [], [], False
         key = _key(program)
         for tool in self.tools:
             result = self._known.get((tool.name, key))
@@ -186,6 +192,8 @@ class Panel:
             if result.failed:
                 reason = result.failed.removeprefix(f"{tool.name}: ")
                 missed.append(f"{tool.name}: {reason}")
+                if not reason.startswith(OFF):
+                    failed.append(missed[-1])
                 continue
             looked.append(tool.name)
             findings += result.findings
@@ -194,12 +202,16 @@ class Panel:
             f"{tool.name}: not installed" for tool in self.missing if _concerned(tool, program)
         ]
         absent = tuple(tool.name for tool in self.absent if _concerned(tool, program))
-        return Opinion(tuple(findings), tuple(looked), tuple(missed), absent, completed)
+        return Opinion(
+            tuple(findings), tuple(looked), tuple(missed), absent, completed, tuple(failed)
+        )
 
     def is_whole(self, language: str, opinion: Opinion) -> bool:
-        """Did all tools look that were there when the calibration was made?"""
+        """Were all tools there that the calibration was made with? (One that failed on this program
+        was: that it did not look makes nobody's finding more precise.)"""
         here = {tool.name for tool in self.tools}
-        return not opinion.missed and set(self.calibration.tools.get(language, ())) <= here
+        there = len(opinion.missed) == len(opinion.failed)
+        return there and set(self.calibration.tools.get(language, ())) <= here
 
     def covered(self, language: str, cwe: Sequence[str], looked: Sequence[str]) -> bool:
         """Did tools that look for every one of these CWEs look? Any tool will do for none."""

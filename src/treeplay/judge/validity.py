@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import re
+import secrets
 import shutil
 import warnings
 from collections.abc import Sequence
@@ -48,7 +49,7 @@ _BROKEN = re.compile(
     r"internal compiler error|cannot execute|out of memory|virtual memory exhausted|"
     r"error while loading shared libraries"
 )
-_MODULE = re.compile(r"^\s*(import\s+[\w{*\"']|export\s)", re.MULTILINE)
+_MODULE = re.compile(r"^[ \t]*(import\s+[\w{*\"']|export\s)", re.MULTILINE)
 
 
 def check_valid(language: str, program: str, sandbox: Sandbox) -> Validity:
@@ -103,6 +104,8 @@ def _check_python(program: str) -> Validity:
 
 def _check_batch(checker: _Checker, programs: Sequence[str], sandbox: Sandbox) -> list[Validity]:
     names = []
+    # Compilers show the source, which must not be able to tell a result itself.
+    mark = f"{_MARK} {secrets.token_hex(12)}"
     files: dict[str, str | bytes] = {}
     for number, program in enumerate(programs):
         module = checker.suffix == ".js" and _MODULE.search(program)
@@ -110,18 +113,18 @@ def _check_batch(checker: _Checker, programs: Sequence[str], sandbox: Sandbox) -
         files[names[-1]] = program.encode("utf-8", "replace")
     script = (
         f"for f in {' '.join(names)}; do timeout -s KILL {EACH_S} {checker.command} $f "
-        f'>log 2>&1; echo "{_MARK} $f $?"; head -c {_DETAIL} log | tr -d "\\000"; echo; done'
+        f'>log 2>&1; echo "{mark} $f $?"; head -c {_DETAIL} log | tr -d "\\000"; echo; done'
     )
     wall = EACH_S + 2.0 * len(programs)
     limits = replace(Limits(), wall_s=wall, cpu_s=EACH_S)
     done = sandbox.run(["/bin/sh", "-c", script], files, limits=limits)
-    return _read(done, names)
+    return _read(done, names, mark)
 
 
-def _read(done: Completed, names: Sequence[str]) -> list[Validity]:
+def _read(done: Completed, names: Sequence[str], mark: str) -> list[Validity]:
     said: dict[str, tuple[int, str]] = {}
     text = done.stdout.decode("utf-8", "replace")
-    for part in text.split(f"{_MARK} ")[1:]:
+    for part in text.split(f"{mark} ")[1:]:
         head, _, log = part.partition("\n")
         name, _, status = head.partition(" ")
         if status.isdigit():

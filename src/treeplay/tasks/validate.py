@@ -20,6 +20,7 @@ from treeplay.judge.execute import Execution, GroupResult, execute, missing_for
 from treeplay.sandbox import Sandbox
 from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.task import Task
+from treeplay.words import printable
 
 MAX_SHARED = 0.10
 
@@ -209,7 +210,7 @@ def line(check: TaskCheck) -> str:
     for problem in check.problems:
         shown = problem.splitlines()
         text += "\n    " + "\n      ".join(shown[:4])
-    return text
+    return printable(text)
 
 
 def summary(validation: Validation) -> str:

@@ -3,6 +3,7 @@
 #define main treeplay_own_main
 #include "solution.c"
 #undef main
+#include "treeplay.h"
 #include "test.c"
 
 int main(void)

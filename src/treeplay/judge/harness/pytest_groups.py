@@ -173,6 +173,7 @@ def run_group(plan: dict[str, Any], group: str, folder: str, say: Any) -> None:
                 faults.append(f"collecting: {str(report.longrepr)[-_SHOWN:]}")
 
     arguments = ["-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:faulthandler", "-W", "ignore"]
+    arguments.append("--noconftest")  # one that the program left somewhere above must not be loaded
     arguments += ["--rootdir", folder, "-c", os.devnull, "-m", group, "-k", "not _unsafe"]
     # An item id, an option or a mark of the program's cannot get in: only this file is named.
     try:

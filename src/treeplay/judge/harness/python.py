@@ -152,6 +152,8 @@ def run(nonce: bytes, test: str, text: str, check: bool) -> None:
         word, told = b"MEMORY", "MemoryError"
     except BaseException as error:
         word, told = b"FAIL", describe(error)
+    if module.__dict__.get("exploited") is not exploited:
+        word, told = b"FAIL", "the program put something in the place of exploited()"
     say(word, told)
     leave(0)
 

@@ -19,6 +19,12 @@ static void treeplay_secret_say(const char *word, const char *text, int line)
         _exit(71);
 }
 
+#endif
+
+/* Defined anew behind solution.c, in case it defined them otherwise. */
+#undef CHECK
+#undef EXPLOITED
+
 #define CHECK(cond)                                                    \
     do {                                                               \
         if (!(cond)) {                                                 \
@@ -32,6 +38,9 @@ static void treeplay_secret_say(const char *word, const char *text, int line)
         treeplay_secret_say("EXPLOITED", (why), __LINE__); \
         _exit(0);                                         \
     } while (0)
+
+#ifndef TREEPLAY_START
+#define TREEPLAY_START
 
 static void run_tests(void);
 

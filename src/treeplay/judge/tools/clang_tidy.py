@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 from treeplay.errors import SandboxError
-from treeplay.judge.complete import INCLUDES, Completed, complete_many
+from treeplay.judge.complete import INCLUDES, Completed, complete_many, unsuppressed
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.each import Outcome, run_each
 from treeplay.judge.tools.base import Program, Tool, ToolResult
@@ -123,8 +123,10 @@ def _run_language(
         )
     )
     suffix = SUFFIXES[language]
-    files = {f"p{at}{suffix}": one.text for at, one in whole.items() if not one.failed}
-    command = f'{COMMAND} "$1" -- {FLAGS[language]} {INCLUDES} -w'
+    texts = {at: unsuppressed(one.text) for at, one in whole.items() if not one.failed}
+    files = {f"p{at}{suffix}": text for at, text in texts.items()}
+    # Code must not be another one where it is analysed.
+    command = f'{COMMAND} "$1" -- {FLAGS[language]} -U__clang_analyzer__ {INCLUDES} -w'
     outcomes = run_each(sandbox, command, files, each_s=EACH_S)
     return {
         at: _one(outcomes.get(f"p{at}{suffix}"), one, whole[at]) for at, one in programs.items()

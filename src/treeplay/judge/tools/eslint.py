@@ -51,7 +51,7 @@ CWE_OF: dict[str, tuple[str, ...]] = {
     "security/detect-pseudoRandomBytes": ("CWE-338",),
 }
 
-_MODULE = re.compile(r"^\s*(import\s+[\w{*\"']|export\s)", re.MULTILINE)
+_MODULE = re.compile(r"^[ \t]*(import\s+[\w{*\"']|export\s)", re.MULTILINE)
 _CONFIG = """\
 import plugin from {plugin};
 const wanted = {rules};

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any
 
 from treeplay.errors import SandboxError
-from treeplay.judge.complete import INCLUDES, Completed, complete_many
+from treeplay.judge.complete import INCLUDES, Completed, complete_many, unsuppressed
 from treeplay.judge.cwe import matches_any
 from treeplay.judge.each import Outcome, run_each
 from treeplay.judge.tools.base import Program, Tool, ToolResult
@@ -83,7 +83,9 @@ def run_gcc(programs: Sequence[Program], sandbox: Sandbox) -> list[ToolResult]:
         return all_failed(len(programs), f"gcc 12 or later is not installed; mend: {INSTALL}")
     try:
         whole = complete_many("c", [one.text for one in programs], sandbox)
-        files = {f"p{at}.c": one.text for at, one in enumerate(whole) if not one.failed}
+        files = {
+            f"p{at}.c": unsuppressed(one.text) for at, one in enumerate(whole) if not one.failed
+        }
         outcomes = run_each(sandbox, COMMAND, files, each_s=EACH_S)
     except (SandboxError, OSError) as error:
         return [failure(TOOL, error)] * len(programs)
