@@ -18,6 +18,7 @@ from treeplay.config import (
     METHOD_SETTINGS,
     Config,
     Method,
+    check_overrides,
     differing_keys,
     load_config,
     recipe_names,
@@ -265,6 +266,41 @@ def test_a_method_brings_its_settings_below_the_recipe_s(tmp_path: Path) -> None
     assert (mixed.nodes.place, mixed.grow.completion) == ("statement", "model")
     # Whichever layer says the method.
     assert load_config(write(tmp_path, "method: tsp\n"), ["method=spin"]) == spin
+
+
+def test_a_method_put_into_another_one_s_recipe_is_itself(tmp_path: Path) -> None:
+    text = (
+        "method: tsp\nnodes: {sources: [diff, sink]}\ntrain: {beta: 0.2, alpha: 1.0, epochs: 7}\n"
+    )
+    recipe = write(tmp_path, text)
+    simpo = load_config(recipe, ["method=simpo"])
+    assert (simpo.train.loss, simpo.train.beta, simpo.train.alpha) == ("simpo", 2.0, 0.0)
+    assert (simpo.train.epochs, simpo.nodes.sources) == (7, ("diff", "sink"))
+    assert load_config(recipe, ["method=simpo", "train.beta=3"]).train.beta == 3.0
+    spin = load_config(recipe, ["method=spin"])
+    assert (spin.nodes.sources, spin.grow.completion, spin.grow.branches) == (("root",), "model", 1)
+    # The same method again changes nothing, nor does a recipe that names it.
+    assert load_config(recipe, ["method=tsp"]) == load_config(recipe)
+    assert load_config(write(tmp_path, text.replace("tsp", "simpo"))).train.beta == 0.2
+
+
+def test_overrides_are_checked_without_a_recipe() -> None:
+    given = ["train.epochs=3", "model={name: x, dtype: float32}", "tasks.eval=[a]"]
+    assert check_overrides(given) == ["train.epochs", "model.name", "model.dtype", "tasks.eval"]
+    assert check_overrides(["train.keep=best"]) == ["train.keep"]  # what it needs, others may give
+    for wrong in ("train.epochz=1", "train.epochs=x", "nothing"):
+        with pytest.raises(ConfigError):
+            check_overrides([wrong])
+
+
+def test_a_built_in_recipe_called_by_a_file_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="the built-in recipe is called cpu-demo"):
+        load_config("cpu-demo.yaml")
+    (tmp_path / "cpu-demo.yaml").write_text("rounds: 3\n")
+    assert load_config("cpu-demo.yaml").rounds == 3
 
 
 def test_every_method_has_settings_that_are_valid() -> None:

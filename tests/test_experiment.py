@@ -309,6 +309,11 @@ def test_bad_requests_are_one_sentence(data: Path, writer: Path, tmp_path: Path)
         ("main", ("--methods", "tps"), "did you mean"),
         ("main", ("--seeds", "one"), "give whole numbers"),
         ("main", ("--size", "big"), "--size big"),
+        ("main", ("train.epochz=1",), "did you mean 'train.epochs'?"),
+        ("main", ("--dry-run", "train.epochs=many"), "train.epochs is 'many'"),
+        ("main", ("seed=7",), "use --seeds"),
+        ("main", ("model={name: x}",), "use --model"),
+        ("main", ("tasks.eval=[starter]",), "the protocol names the tasks"),
     ):
         done = play(name, data, writer, tmp_path, *more)
         assert (done.exit_code, words in done.output) == (2, True), done.output

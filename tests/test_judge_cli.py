@@ -12,7 +12,7 @@ from treeplay.cli import app
 
 BAD = "import os\n\n\ndef f(name):\n    os.system('ls ' + name)\n"
 GOOD = "def f(a, b):\n    return a + b\n"
-TOOLS = ("--tools", "rules,bandit")
+TOOLS = ("--tools", "rules", "--tools", "bandit")  # as well as rules,bandit
 
 
 def run(*words: str, stdin: bytes | None = None) -> Result:

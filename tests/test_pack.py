@@ -129,6 +129,20 @@ def test_a_good_task_holds(tmp_path: Path) -> None:
     assert line(check).startswith("ok ")
 
 
+def test_an_expression_that_is_none_is_told_when_a_task_is_read(tmp_path: Path) -> None:
+    with pytest.raises(TaskError, match=r"exercise '\(' is no regular expression"):
+        load_task_toml(write(tmp_path, GOOD.replace("exercise = 'eval'", "exercise = '('")))
+
+
+def test_pairs_without_tests_are_not_run_and_not_wrong(tmp_path: Path) -> None:
+    needs_sandbox()
+    task = load_task_toml(write(tmp_path, GOOD))
+    check = check_task(replace(task, tests=None), Sandbox())
+    assert (check.problems, check.not_run) == ((), "it has no tests")
+    check = check_task(replace(task, tests=None, vulnerable=None), Sandbox())
+    assert check.not_run == "it has no tests and no vulnerable"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
@@ -138,7 +152,6 @@ def test_a_good_task_holds(tmp_path: Path) -> None:
         ("= eval(text)", "= [eval('0')]", "vulnerable: functional is fail"),
         ("assert total(", "total(", "do-nothing `pass`: functional is pass"),
         ("exercise = 'eval'", "exercise = 'exec'", "exercise: 'exec' does not match the golden"),
-        ("exercise = 'eval'", "exercise = '('", "exercise: no regular expression"),
         ("numbers = eval(text)", "text = text\n    numbers = eval(text)", "vulnerable: is cut to"),
     ],
 )

@@ -29,7 +29,7 @@ from treeplay.judge.panel import JudgeConfig, Panel, chosen_tools
 from treeplay.judge.programs import judge_programs
 from treeplay.judge.tools import TOOLS
 from treeplay.judge.tools.base import Program, Tool, ToolResult
-from treeplay.judge.verdict import Finding
+from treeplay.judge.verdict import Finding, Verdict
 from treeplay.sandbox import Limits, Sandbox
 from treeplay.tasks.task import Task, make_task
 
@@ -173,6 +173,23 @@ def test_silence_counts_for_what_it_was_measured_to_be_worth() -> None:
     assert "likely to be secure" in verdict.reason
     nobody = Program("python", GOOD, ("CWE-362",))
     assert "no tool here looks for CWE-362" in judge_programs([nobody], panel)[0].reason
+
+
+def test_a_finding_that_nearly_counts_is_no_silence() -> None:
+    panel = panel_of(fake("a"))
+
+    def judged(vulnerable: int, secure: int) -> Verdict:
+        fired = {"python/a/r/CWE-89": Fired(vulnerable, secure, vulnerable, secure)}
+        panel.calibration = replace(panel.calibration, fired=fired)
+        return judge_programs([sql(BAD)], panel)[0]
+
+    assert judged(50, 10).label == "vulnerable"
+    nearly = judged(25, 25)
+    assert (nearly.label, "right in 50% of cases" in nearly.reason) == ("unknown", True)
+    hardly = judged(10, 40)
+    assert hardly.label == "secure"
+    assert hardly.confidence is not None
+    assert 0.7 < hardly.confidence < 0.85  # and not the 0.95 of programs without any finding
 
 
 def test_policies() -> None:

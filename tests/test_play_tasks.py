@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from test_play import game, recipe, settings
+from writer import tasks
 
+from treeplay.play_tasks import cut_short
 from treeplay.policy.model import ModelConfig, encode_path, load_policy
 from treeplay.progress import Reporter
 from treeplay.tasks.jsonl import write_tasks
@@ -42,6 +45,17 @@ def test_a_budget_that_golden_answers_exceed_is_told(
     assert warning.startswith("s@full: 2 of 2 golden answers are longer than its max_tokens (")
     long = game(path, tmp_path / "c", f'tasks.eval=["{suite}@full,max_tokens={longest}"]')
     assert "warnings" not in long.run.manifest
+
+
+def test_given_answers_that_are_not_what_follows_the_prompt_are_told() -> None:
+    good = tasks()
+    assert cut_short(good) == []
+    twice = replace(good[0], golden=f"\n{good[0].prompt}{good[0].golden}")
+    (told,) = cut_short([twice, good[1]])
+    assert told.startswith("1 of 2 training tasks have a given answer that is not one answer")
+    assert f"({twice.id}, say)" in told
+    more = replace(good[1], vulnerable=f"{good[1].vulnerable}\n\nx = 1\n")
+    assert cut_short([more, replace(good[0], golden=None)])[0].startswith("1 of 2")
 
 
 def test_tests_that_cannot_be_run_here_are_told(

@@ -80,6 +80,9 @@ def play(
             if game.run.manifest.get("ended"):  # a training failed; what was evaluated is there
                 _report(game.run.folder)
             raise
+    if not game.suites:
+        out.print(f"nothing was evaluated, as tasks.eval is empty: {game.run.folder}", markup=False)
+        return
     _report(game.run.folder)
 
 

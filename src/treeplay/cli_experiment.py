@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -112,6 +113,24 @@ def _asked(name: str, methods: str, seeds: str, size: str) -> _Asked:
     return _Asked(protocol, arms, numbers, chosen_size)
 
 
+# What a result is filed under, and what a protocol itself decides.
+SETTLED = ("seed", "out", "method", "model.name", "tasks.train", "tasks.eval")
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    """Raises :class:`ConfigError` for what is no setting, and for what is not to be overridden."""
+    from treeplay.config import check_overrides
+
+    for key in check_overrides(overrides):
+        if key in SETTLED:
+            instead = {"seed": "--seeds", "out": "--out", "method": "--methods"}.get(key)
+            instead = "--model" if key == "model.name" else instead
+            raise ConfigError(
+                f"{key} is not to be overridden in an experiment, whose results are filed under "
+                f"it; {f'use {instead}' if instead else 'the protocol names the tasks'}"
+            )
+
+
 def _plan(
     asked: _Asked, overrides: list[str] | None, data: Path, model: str, folder: Path, results: Path
 ) -> tuple[Plan, Reporter]:
@@ -119,6 +138,7 @@ def _plan(
     from treeplay.experiments.plan import Plan
     from treeplay.progress import Reporter
 
+    _check_overrides(overrides or ())
     reporter = Reporter(err)
     where = folder / asked.protocol.name
     folds = prepare(asked.protocol, data, where, asked.size, reporter.say)

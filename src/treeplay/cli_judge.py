@@ -41,7 +41,8 @@ Policy = Annotated[
     str | None, typer.Option(help="How findings are weighed: any, majority or precision.")
 ]
 Tools = Annotated[
-    str | None, typer.Option(help="Names of tools, comma separated; all that are here otherwise.")
+    list[str] | None,
+    typer.Option(help="Names of tools, comma separated; all that are here otherwise."),
 ]
 Rules = Annotated[
     list[str] | None, typer.Option("--rules", help="More Semgrep rules: a file or folder.")
@@ -160,7 +161,7 @@ def bench(
 
 def _panel(
     policy: str | None,
-    tools: str | None,
+    tools: list[str] | None,
     rules: list[str] | None,
     external: list[str] | None,
     llm: str | None,
@@ -177,7 +178,7 @@ def _panel(
 
     if policy is not None and policy not in POLICIES:
         raise ConfigError(f"--policy: {policy!r} is none; {nearest(policy, POLICIES)}")
-    names = [name.strip() for name in (tools or "").split(",") if name.strip()]
+    names = [name.strip() for name in ",".join(tools or ()).split(",") if name.strip()]
     given: dict[str, Any] = {
         "unsafe": unsafe,
         "policy": policy,

@@ -112,6 +112,8 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
         layers.append(_read_override(override))
     for data, lines in layers:
         _check_keys(Config, data, lines, ())
+    if recipe is not None:
+        layers.insert(1, _another_method(layers[0][0], [data for data, _ in layers[1:]]))
     merged: dict[str, Any] = {}
     places: dict[tuple[str, ...], str] = {}
     for data, lines in layers:
@@ -119,8 +121,26 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
         places.update(lines)
     method = merged.get("method", Config.method)
     merged = _merge(METHOD_SETTINGS.get(method, {}) if isinstance(method, str) else {}, merged)
+    config = _valid(merged, places)
+    check_values(config)
+    return config
+
+
+def _another_method(
+    recipe: Mapping[str, Any], overrides: Sequence[Mapping[str, Any]]
+) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
+    """What makes a method itself, where overrides put it into the recipe of another one: the
+    recipe's numbers are that one's."""
+    asked = [data["method"] for data in overrides if "method" in data]
+    if not asked or asked[-1] == recipe.get("method", Config.method):
+        return {}, {}
+    return (METHOD_SETTINGS.get(asked[-1], {}) if isinstance(asked[-1], str) else {}), {}
+
+
+def _valid(merged: Mapping[str, Any], places: Mapping[tuple[str, ...], str]) -> Config:
+    """``merged`` as a configuration. Raises :class:`ConfigError` naming the key and its place."""
     try:
-        config = TypeAdapter(Config).validate_python(merged)
+        return TypeAdapter(Config).validate_python(merged)
     except ValidationError as error:
         first = error.errors()[0]
         path = tuple(str(part) for part in first["loc"])
@@ -131,8 +151,6 @@ def load_config(recipe: str | Path | None, overrides: Sequence[str] = ()) -> Con
         raise ConfigError(
             f"{where or 'configuration'}: {'.'.join(path)} is {got!r}: {first['msg']}"
         ) from error
-    check_values(config)
-    return config
 
 
 def recipe_names() -> list[str]:
@@ -212,8 +230,32 @@ def differing_keys(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "
     return out
 
 
+def check_overrides(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys that ``key=value`` overrides set. Raises :class:`ConfigError` for an unknown
+    key, and for a value that can never be one; not for what depends on other settings."""
+    keys: list[str] = []
+    for override in overrides:
+        data, lines = _read_override(override)
+        _check_keys(Config, data, lines, ())
+        _valid(_merge(to_dict(Config()), data), lines)
+        keys += _leaves(data)
+    return keys
+
+
+def _leaves(data: Mapping[str, Any], path: str = "") -> list[str]:
+    found: list[str] = []
+    for key, value in data.items():
+        inside = isinstance(value, Mapping) and bool(value)
+        found += _leaves(value, f"{path}{key}.") if inside else [f"{path}{key}"]
+    return found
+
+
 def _read_recipe(recipe: str | Path) -> tuple[dict[str, Any], dict[tuple[str, ...], str]]:
     path = Path(recipe)
+    if path.name[:-5] in recipe_names() and path.name == str(recipe) and not path.exists():
+        raise ConfigError(
+            f"there is no file {path} here; the built-in recipe is called {path.name[:-5]}"
+        )
     if not path.suffix and not path.exists():
         inside = resources.files("treeplay") / "recipes" / f"{recipe}.yaml"
         if not inside.is_file():

@@ -87,13 +87,18 @@ class Annotation:
 def load_annotator(path: str, cache_path: Path, say: Callable[[str], None]) -> Annotator:
     """The annotator that ``nodes.llm`` (a YAML file) and the environment describe. Raises
     :class:`ConfigError` where neither names an endpoint."""
+    return Annotator(annotator_config(path), cache_path, say)
+
+
+def annotator_config(path: str) -> LlmConfig:
+    """The endpoint that is to annotate. Raises :class:`ConfigError`."""
     config = load_llm(Path(path)) if path else llm_from_env_or_config()
     if config is None:
         raise ConfigError(
             "nodes.sources has llm, but no endpoint is named; set nodes.llm to a YAML file with "
             "base_url and model, or set TREEPLAY_LLM_BASE_URL and TREEPLAY_LLM_MODEL"
         )
-    return Annotator(config, cache_path, say)
+    return config
 
 
 class Annotator:

@@ -21,6 +21,7 @@ from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.lora import check_adapter
 from treeplay.nodes_learn import learn_nodes
+from treeplay.nodes_llm import annotator_config
 from treeplay.opponent import score_opponent, with_sampled
 from treeplay.ordinary.anchors import Ordinary, ordinary_anchors
 from treeplay.play_doubts import doubt, doubts_of_answers, warn
@@ -32,6 +33,7 @@ from treeplay.play_rates import measured
 from treeplay.play_tasks import (
     cannot_run,
     contaminated,
+    cut_short,
     judges_training,
     short_budgets,
     what_fits,
@@ -79,6 +81,8 @@ class Game:
         self.run, self.config, self.reporter = run, config, reporter
         if not config.judge.unsafe:
             check_sandbox()
+        if training and "llm" in config.nodes.sources:
+            annotator_config(config.nodes.llm)  # before anything is sampled
         self.sandbox = Sandbox(unsafe=config.judge.unsafe)
         self.base_name = name
         self._played: dict[int, list[Task]] = {}
@@ -124,6 +128,7 @@ class Game:
             reporter.say(told)
         warnings += unread(config) if training else []
         warnings += short_budgets(self.policy, self.suites, config.eval)
+        warnings += cut_short(self.tasks)
         if judges_training(config):
             warnings += cannot_run("training", learnt)
         warnings += [said for suite in self.suites for said in cannot_run(suite.name, suite.tasks)]

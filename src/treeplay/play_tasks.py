@@ -16,6 +16,7 @@ from treeplay.judge.execute import missing_with_packages
 from treeplay.ordinary import ordinary_code
 from treeplay.play_grow import UNJUDGED, WITHOUT_BRANCHES
 from treeplay.policy.model import Policy, check_room, encode_path
+from treeplay.tasks.answer import cut_answer
 from treeplay.tasks.contamination import shared_ngrams
 from treeplay.tasks.select import Suite
 from treeplay.tasks.task import Task, make_task
@@ -111,6 +112,28 @@ def short_budgets(policy: Policy, suites: Sequence[Suite], config: EvalConfig) -
                 "there; raise it"
             )
     return out
+
+
+def cut_short(tasks: Sequence[Task]) -> list[str]:
+    """A warning where given answers end before their end (or never): an answer that a model gave
+    so would be cut to something else, as one is that begins with the prompt once more."""
+
+    def odd(task: Task, answer: str | None) -> bool:
+        if answer is None:
+            return False
+        try:
+            return cut_answer(task, answer).text.rstrip() != answer.rstrip()
+        except (RuntimeError, ValueError, TaskError):
+            return True
+
+    found = [task.id for task in tasks if odd(task, task.golden) or odd(task, task.vulnerable)]
+    if not found:
+        return []
+    return [
+        f"{len(found)} of {len(tasks)} training tasks have a given answer that is not one answer "
+        f"to the prompt ({found[0]}, say): it should be what follows the prompt, to its end and no "
+        "further; see treeplay tasks validate"
+    ]
 
 
 def judges_training(config: Config) -> bool:

@@ -28,7 +28,10 @@ def page_files(results: Path, page: Path) -> dict[Path, str]:
     try:
         old = page.read_text(encoding="utf-8")
     except OSError as error:
-        raise RunError(f"cannot read {page}: {error.strerror}; name it with --page") from error
+        raise RunError(
+            f"cannot read {page}: {error.strerror}; --page names a Markdown file with the lines "
+            f"{BEGIN!r} and {END!r}, between which the tables go"
+        ) from error
     head, begin, rest = old.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:

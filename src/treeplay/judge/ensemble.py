@@ -35,10 +35,12 @@ class Opinion:
 @dataclass(frozen=True)
 class Weighed:
     """``findings``: those that count, the most precise first; none: nothing speaks against the
-    program. ``confidence``: the probability that it is vulnerable, where some count."""
+    program. ``confidence``: the probability that it is vulnerable, where some count. ``doubt``: the
+    same by the best of those that do not count."""
 
     findings: tuple[Finding, ...]
     confidence: float
+    doubt: float = 0.0
 
 
 def weigh(
@@ -63,10 +65,12 @@ def weigh(
     """
     rated = [(calibration.precision(one, language, differential, whole), one) for one in findings]
     rated.sort(key=lambda pair: (-pair[0], pair[1].line_start, pair[1].tool, pair[1].rule))
+    every = rated
     if policy == "precision":
         rated = [pair for pair in rated if pair[0] >= threshold]
     elif policy == "majority":
         voted = {one.tool for one in findings}
         if 2 * len(voted) <= len(set(looked) | voted):
             rated = []
-    return Weighed(tuple(one for _, one in rated), rated[0][0] if rated else 0.0)
+    doubt = max((rate for rate, one in every if (rate, one) not in rated), default=0.0)
+    return Weighed(tuple(one for _, one in rated), rated[0][0] if rated else 0.0, doubt)

@@ -12,7 +12,7 @@ from treeplay.judge.complete import complete
 from treeplay.judge.ensemble import Opinion, weigh
 from treeplay.judge.panel import Panel
 from treeplay.judge.rules import parses
-from treeplay.judge.static import evidence, flagged, missing, spoken
+from treeplay.judge.static import evidence, flagged, hardly, missing, spoken
 from treeplay.judge.tools.base import Program
 from treeplay.judge.validity import Validity, check_valid_many
 from treeplay.judge.verdict import Verdict
@@ -104,6 +104,9 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
     if not panel.covered(program.language, program.cwe, opinion.looked):
         return unknown(f"no tool here looks for {what} in {program.language}")
     trust = panel.calibration.silence(spoken(program.language, opinion), program.cwe)
+    if 1 - weighed.doubt < min(trust, config.silence):
+        return unknown(hardly(weighed))
+    trust = min(trust, 1 - weighed.doubt)
     if trust < config.silence:
         return unknown(
             f"no finding counts, but in {program.language} that is so for much that is vulnerable: "

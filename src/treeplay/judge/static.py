@@ -166,6 +166,9 @@ def decide(task: Task, answer: str, look: Look, panel: Panel) -> Verdict:
     if look.sees is False:
         return unknown("no tool found fault, but none does in the known vulnerable version either")
     trust = panel.calibration.silence(spoken(task.language, opinion), task.cwe, look.sees)
+    if 1 - look.weighed.doubt < min(trust, config.silence):
+        return unknown(hardly(look.weighed))
+    trust = min(trust, 1 - look.weighed.doubt)
     if trust < config.silence:
         what = "/".join(task.cwe) or "code"
         return unknown(
@@ -190,6 +193,11 @@ def flagged(weighed: Weighed, not_looked: tuple[str, ...]) -> Verdict:
         round(weighed.confidence, 4),
         not_looked,
     )
+
+
+def hardly(weighed: Weighed) -> str:
+    """Why a program is not called secure against which a finding nearly counts."""
+    return f"no finding counts, but one is of a rule that is right in {weighed.doubt:.0%} of cases"
 
 
 def evidence(tools: Sequence[str]) -> Evidence:

@@ -12,6 +12,7 @@ from treeplay.tasks.decision import Form, decision_form
 from treeplay.tasks.jsonl import read_tasks
 from treeplay.tasks.pack import load_pack, load_task_toml
 from treeplay.tasks.task import Task
+from treeplay.words import nearest
 
 STARTER = "starter"
 
@@ -117,8 +118,14 @@ def _entry(entry: str, form: Form) -> tuple[str, Form, dict[str, int]]:
     source, at, told = entry.rpartition("@")
     first, *settings = told.split(",")
     named = next((known for known in get_args(Form) if known == first), None)
-    if not at or named is None or Path(entry).exists():
+    if not at or Path(entry).exists():
         return entry, form, {}
+    if named is None:
+        if source != STARTER and not Path(source).exists():
+            return entry, form, {}
+        raise TaskError(
+            f"tasks.eval: {entry!r}: there is no form {first!r}; " + nearest(first, get_args(Form))
+        )
     found: dict[str, int] = {}
     for setting in settings:
         key, _, value = setting.partition("=")

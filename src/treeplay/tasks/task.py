@@ -97,7 +97,8 @@ def make_task(**fields: Any) -> Task:
     """A :class:`Task` in normal form, checked. An answer of nothing but white space is none.
 
     Raises :class:`TaskError` (naming the field) for an unknown language or split, an empty prompt,
-    a name that is no CWE's, or fewer statements than one.
+    a name that is no CWE's, an ``exercise`` that is no regular expression, or fewer statements
+    than one.
     """
     given = Task(**fields)
 
@@ -119,6 +120,12 @@ def make_task(**fields: Any) -> Task:
             raise TaskError(f"{where}: {cwe!r} is no CWE name; write it like 'CWE-89'")
     if task.statements is not None and task.statements < 1:
         raise TaskError(f"{where}: statements is {task.statements}; it must be at least 1")
+    if task.exercise is not None:
+        try:
+            re.compile(task.exercise)
+        except re.error as error:
+            told = f"exercise {task.exercise!r} is no regular expression ({error})"
+            raise TaskError(f"{where}: {told}; mend or leave it out") from None
     if task.tests is not None:
         _check_tests(task.tests, where)
     prompt = task.prompt.rstrip()

@@ -85,8 +85,9 @@ def check_task(task: Task, sandbox: Sandbox) -> TaskCheck:
         return _check_general(task, problems, sandbox)
     seconds = 0.0
     if task.tests is None or task.golden is None or task.vulnerable is None:
-        problems.append("tests, golden and vulnerable are all needed")
-        return TaskCheck(task, tuple(problems))
+        every = ("tests", "golden", "vulnerable")
+        absent = " and no ".join(name for name in every if getattr(task, name) is None)
+        return TaskCheck(task, tuple(problems), f"it has no {absent}")
     for name, answer, wanted in (
         ("golden", task.golden, ("pass", "pass")),
         ("vulnerable", task.vulnerable, ("pass", "exploited")),

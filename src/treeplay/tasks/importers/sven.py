@@ -79,6 +79,10 @@ def _scenario_tasks(scenarios: list[Scenario], lines: list[ReportLine]) -> list[
 
 def _converted_scenario(located: Located) -> Scenario:
     data, where = located.data, located.where
+    if not cwe_names(data.get("cwe")):
+        raise TaskError(
+            f"{where}: this is no scenario of SVEN's, as it names no CWE; see tasks fetch"
+        )
     info = object_of(object_of(data, "meta", where), "info", where)
     fields = {
         "id": text_of(data, "id", where),
