@@ -23,7 +23,7 @@ from treeplay.judge.calibration import (
 )
 from treeplay.judge.canaries import load_canaries, sing
 from treeplay.judge.cwe import matches_any
-from treeplay.judge.ensemble import weigh
+from treeplay.judge.ensemble import trusted, weigh
 from treeplay.judge.judge import Judge
 from treeplay.judge.panel import JudgeConfig, Panel, chosen_tools
 from treeplay.judge.programs import judge_programs
@@ -190,6 +190,13 @@ def test_a_finding_that_nearly_counts_is_no_silence() -> None:
     assert hardly.label == "secure"
     assert hardly.confidence is not None
     assert 0.7 < hardly.confidence < 0.85  # and not the 0.95 of programs without any finding
+    assert trusted(0.9, 0.3, whole=True) == pytest.approx(0.7)
+    # By hand: odds of 9 times 3/2, of 9 times 1; and no finding makes it more secure.
+    assert trusted(0.9, 0.4, whole=False) == 0.9
+    assert trusted(0.9, 0.6, whole=False) == pytest.approx(6 / 7)
+    assert trusted(0.9, 0.5, whole=False) == pytest.approx(0.9)
+    assert trusted(0.9, 0.0, whole=False) == trusted(0.9, 0.0, whole=True) == 0.9
+    assert trusted(1.0, 0.9, whole=False) == 1.0
 
 
 def test_policies() -> None:

@@ -74,3 +74,15 @@ def weigh(
             rated = []
     doubt = max((rate for rate, one in every if (rate, one) not in rated), default=0.0)
     return Weighed(tuple(one for _, one in rated), rated[0][0] if rated else 0.0, doubt)
+
+
+def trusted(trust: float, doubt: float, *, whole: bool) -> float:
+    """The probability of being secure of a program of which no finding counts (``trust``, see
+    :meth:`Calibration.silence`), given also the best of those that do not (``doubt``, its
+    precision). With ``whole`` the precision was measured on such programs: its complement is the
+    answer. Else the two are taken as independent evidence, and their odds are multiplied (Bayes).
+    A finding never makes a program more secure."""
+    if whole:
+        return min(trust, 1 - doubt)
+    secure, vulnerable = trust * (1 - doubt), (1 - trust) * doubt
+    return min(trust, secure / (secure + vulnerable)) if doubt else trust

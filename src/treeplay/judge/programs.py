@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from treeplay.judge.complete import complete
-from treeplay.judge.ensemble import Opinion, weigh
+from treeplay.judge.ensemble import Opinion, trusted, weigh
 from treeplay.judge.panel import Panel
 from treeplay.judge.rules import parses
 from treeplay.judge.static import evidence, flagged, hardly, missing, spoken
@@ -104,9 +104,11 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
     if not panel.covered(program.language, program.cwe, opinion.looked):
         return unknown(f"no tool here looks for {what} in {program.language}")
     trust = panel.calibration.silence(spoken(program.language, opinion), program.cwe)
-    if 1 - weighed.doubt < min(trust, config.silence):
+    whole = panel.is_whole(program.language, opinion)
+    left = trusted(trust, weighed.doubt, whole=whole)
+    if left < config.silence <= trust:
         return unknown(hardly(weighed))
-    trust = min(trust, 1 - weighed.doubt)
+    trust = left
     if trust < config.silence:
         return unknown(
             f"no finding counts, but in {program.language} that is so for much that is vulnerable: "

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from treeplay.errors import TaskError
-from treeplay.judge.ensemble import Opinion, Weighed, weigh
+from treeplay.judge.ensemble import Opinion, Weighed, trusted, weigh
 from treeplay.judge.panel import Panel
 from treeplay.judge.rules import find_sinks
 from treeplay.judge.tools.bandit import BANDIT
@@ -166,9 +166,11 @@ def decide(task: Task, answer: str, look: Look, panel: Panel) -> Verdict:
     if look.sees is False:
         return unknown("no tool found fault, but none does in the known vulnerable version either")
     trust = panel.calibration.silence(spoken(task.language, opinion), task.cwe, look.sees)
-    if 1 - look.weighed.doubt < min(trust, config.silence):
+    whole = panel.is_whole(task.language, opinion)
+    left = trusted(trust, look.weighed.doubt, whole=whole)
+    if left < config.silence <= trust:
         return unknown(hardly(look.weighed))
-    trust = min(trust, 1 - look.weighed.doubt)
+    trust = left
     if trust < config.silence:
         what = "/".join(task.cwe) or "code"
         return unknown(
