@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ tasks = st.builds(
     split=st.sampled_from(SPLITS),
     instruction=text,
     tests=st.none() | st.builds(Groups, functional=text, security=text),
-    exercise=st.none() | text,
+    exercise=st.none() | text.map(re.escape),
     notes=st.lists(
         st.builds(RiskNote, code=text, cwe=st.none() | cwe, description=text), max_size=3
     ).map(tuple),
