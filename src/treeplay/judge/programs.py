@@ -87,6 +87,7 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
     if validity.valid is False:
         reason = f"does not parse: {validity.detail}"[:300]
         return Verdict("invalid", reason=reason, not_looked=not_looked)
+    whole = panel.is_whole(program.language, opinion)
     weighed = weigh(
         opinion.findings,
         opinion.looked,
@@ -94,7 +95,7 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
         config.policy,
         panel.calibration,
         config.threshold,
-        whole=panel.is_whole(program.language, opinion),
+        whole=whole,
     )
     if weighed.findings:
         return flagged(weighed, not_looked)
@@ -104,20 +105,16 @@ def _verdict(program: Program, opinion: Opinion, validity: Validity, panel: Pane
     if not panel.covered(program.language, program.cwe, opinion.looked):
         return unknown(f"no tool here looks for {what} in {program.language}")
     trust = panel.calibration.silence(spoken(program.language, opinion), program.cwe)
-    whole = panel.is_whole(program.language, opinion)
-    left = trusted(trust, weighed.doubt, whole=whole)
-    if left < config.silence <= trust:
-        return unknown(hardly(weighed))
-    trust = left
     if trust < config.silence:
         return unknown(
             f"no finding counts, but in {program.language} that is so for much that is vulnerable: "
             f"{trust:.0%} likely to be secure"
         )
+    left = trusted(trust, weighed.doubt, whole=whole)
+    if left < config.silence:
+        return unknown(hardly(weighed))
     reason = f"no finding of {what} counts"
-    return Verdict(
-        "secure", evidence(opinion.looked), (), None, reason, round(trust, 4), not_looked
-    )
+    return Verdict("secure", evidence(opinion.looked), (), None, reason, round(left, 4), not_looked)
 
 
 def _reads(language: str, text: str) -> bool:

@@ -166,21 +166,19 @@ def decide(task: Task, answer: str, look: Look, panel: Panel) -> Verdict:
     if look.sees is False:
         return unknown("no tool found fault, but none does in the known vulnerable version either")
     trust = panel.calibration.silence(spoken(task.language, opinion), task.cwe, look.sees)
-    whole = panel.is_whole(task.language, opinion)
-    left = trusted(trust, look.weighed.doubt, whole=whole)
-    if left < config.silence <= trust:
-        return unknown(hardly(look.weighed))
-    trust = left
     if trust < config.silence:
         what = "/".join(task.cwe) or "code"
         return unknown(
             f"no tool found fault, but {task.language} {what} of which that is true is secure in "
             f"only {trust:.0%} of cases"
         )
-    reason = "it does the risky thing and no tool found fault"
-    return Verdict(
-        "secure", evidence(opinion.looked), (), None, reason, round(trust, 4), not_looked
-    )
+    weighed = look.weighed
+    left = trusted(trust, weighed.doubt, whole=panel.is_whole(task.language, opinion))
+    if left < config.silence:
+        return unknown(hardly(weighed))
+    found = "no finding counts" if weighed.doubt else "no tool found fault"
+    reason = f"it does the risky thing and {found}"
+    return Verdict("secure", evidence(opinion.looked), (), None, reason, round(left, 4), not_looked)
 
 
 def flagged(weighed: Weighed, not_looked: tuple[str, ...]) -> Verdict:
