@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from writer import tasks
 
 from treeplay.cli import app
-from treeplay.config import recipe_names
+from treeplay.config import recipe_names, recipe_title
 from treeplay.errors import RunError, SandboxError
 from treeplay.play import Game
 from treeplay.sandbox import check_sandbox
@@ -376,8 +376,9 @@ def test_paired_rows(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_lists() -> None:
-    result = run("recipes")
-    assert result.stdout.split() == recipe_names()
+    rows = [line.split(maxsplit=1) for line in run("recipes").stdout.splitlines()]
+    assert [name for name, _ in rows] == recipe_names()
+    assert dict(rows)["one-gpu"] == recipe_title("one-gpu")
     listed = run("tasks", "list")
     assert listed.exit_code == 0
     assert all(task.id in listed.stdout for task in load_pack())

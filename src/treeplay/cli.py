@@ -237,10 +237,10 @@ def doctor() -> None:
 @told
 def recipes() -> None:
     """List the recipes that come with treeplay."""
-    from treeplay.config import recipe_names
+    from treeplay.config import recipe_names, recipe_title
 
     for name in recipe_names():
-        out.print(name)
+        out.print(f"{name:<10} {recipe_title(name)}", markup=False)
 
 
 @tasks_app.command("list")
@@ -323,7 +323,8 @@ def tasks_import(
     kind: Annotated[
         str,
         typer.Argument(
-            help="tsp, safecoder, sven, seccodeplt, securityeval, cweval, humaneval or mbpp."
+            help="preference (any pairs of answers), tsp, safecoder, sven, seccodeplt, "
+            "securityeval, cweval, humaneval or mbpp."
         ),
     ],
     path: Annotated[Path, typer.Argument(help="The data set's file or folder.")],

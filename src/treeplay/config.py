@@ -12,6 +12,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -157,6 +158,13 @@ def recipe_names() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = resources.files("treeplay") / "recipes"
     return sorted(item.name[:-5] for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def recipe_title(name: str) -> str:
+    """The first sentence of the comment that a built-in recipe begins with."""
+    inside = resources.files("treeplay") / "recipes" / f"{name}.yaml"
+    comment = takewhile(lambda line: line.startswith("#"), inside.read_text("utf-8").splitlines())
+    return " ".join(line.lstrip("# ") for line in comment).split(". ")[0].rstrip(".")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Public data sets as tasks, with their known faults found, counted and reported.
+"""Data sets as tasks, with their faults found, counted and reported.
 
-Each importer reads its set's upstream form and the converted record form (one JSON object a line:
-id, source, license, language, cwe, task, prompt, secure, vulnerable, meta).
+``preference`` reads anybody's pairs of answers. Every other importer reads its set's upstream form
+and the converted record form (one JSON object a line: id, source, license, language, cwe, task,
+prompt, secure, vulnerable, meta).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from treeplay.tasks.importers import (
     cweval,
     humaneval,
     mbpp,
+    preference,
     safecoder,
     seccodeplt,
     securityeval,
@@ -33,6 +35,7 @@ _LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
     "cweval": cweval.load,
     "humaneval": humaneval.load,
     "mbpp": mbpp.load,
+    "preference": preference.load,
 }
 KINDS = tuple(_LOADERS)
 

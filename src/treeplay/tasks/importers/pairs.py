@@ -34,7 +34,8 @@ class Pair:
     """One upstream pair of whole functions. ``given``: the prompt that upstream gives, if any.
 
     ``upstream_split`` is "train", "val" or ""; ``commit_link`` is
-    "host/owner/repository/commit/hash"; ``language`` None when the file's ending is not known.
+    "host/owner/repository/commit/hash"; ``language`` None when the file's ending is not known;
+    ``faults`` were found while reading.
     """
 
     id: str
@@ -52,6 +53,7 @@ class Pair:
     source: str = ""
     license: str = "MIT"
     notes: tuple[RiskNote, ...] = ()
+    faults: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
 
 
@@ -93,7 +95,7 @@ def pairs_to_tasks(
     tasks: list[Task] = []
     origins: Counter[str] = Counter()
     for pair in kept:
-        faults: list[str] = []
+        faults = list(pair.faults)
         if squeeze(pair.secure) in vulnerable or squeeze(pair.vulnerable) in secure:
             faults.append(BOTH_LABELS)
         if max_chars is not None and max(len(pair.secure), len(pair.vulnerable)) > max_chars:

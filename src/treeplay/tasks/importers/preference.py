@@ -1,0 +1,124 @@
+"""Preference pairs in the form of TRL's preference datasets: ``prompt``, ``chosen``, ``rejected``.
+
+The chosen answer is the secure one. Strings and messages are read, with the prompt in a field of
+its own or at the head of both answers. Beside them a record may have ``language`` (or ``lang``),
+``cwe`` (any spelling, one or a list), ``id`` and ``license``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from treeplay.errors import TaskError
+from treeplay.judge.rules import parses
+from treeplay.tasks.importers.pairs import NO_LANGUAGE, Pair, pairs_to_tasks
+from treeplay.tasks.importers.reading import (
+    Located,
+    cwe_names,
+    find_inputs,
+    language_of,
+    read_records,
+    text_of,
+)
+from treeplay.tasks.importers.report import ImportResult, ReportLine, make_report
+from treeplay.tasks.task import LANGUAGES
+
+PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.parquet")
+SEVERAL_TURNS = "a conversation of several turns"
+ONE_FENCED = "one answer has a code block, the other has none"
+SEVERAL_BLOCKS = "an answer has several code blocks, of which the longest is taken"
+NO_CWE = "names no CWE"
+_OTHER_NAMES = {"c++": "cpp", "golang": "go", "node": "javascript", "python3": "python"}
+_FENCE = re.compile(r"^[ \t]*```([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
+
+
+def load(path: str | Path, max_chars: int | None) -> ImportResult:
+    """Every pair of a file, or of a folder's files.
+
+    An answer with a code block answers an instruction, which then stands as a comment above the
+    code. One without continues the prompt, unless a parser reads it alone and not behind the
+    prompt.
+
+    Raises TaskError naming file and line for a record without two answers, and for one whose
+    prompt or answers are neither text nor messages.
+    """
+    files = find_inputs(path, PATTERNS, "preference pairs (prompt, chosen, rejected)")
+    made = [_read(located) for file in files for located in read_records(file)]
+    pairs = [pair for pair in made if isinstance(pair, Pair)]
+    tasks, lines, remarks = pairs_to_tasks(pairs, comment=True, max_chars=max_chars)
+    dropped = [line for line in made if isinstance(line, ReportLine)]
+    return make_report("preference", len(made), tasks, [*dropped, *lines], remarks)
+
+
+def _read(located: Located) -> Pair | ReportLine:
+    data, where = located.data, located.where
+    stem = located.path.name.split(".")[0]
+    item = f"preference/{data.get('id', f'{stem}/{located.index}')}"
+    asked = _messages(data, "prompt", "user", where) if data.get("prompt") else []
+    chosen = _messages(data, "chosen", "assistant", where)
+    rejected = _messages(data, "rejected", "assistant", where)
+    # The prompt may stand in its own field, at the head of the answers, or in both.
+    questions = list(dict.fromkeys(text for role, text in asked + chosen if role == "user"))
+    if len(questions) > 1:
+        return ReportLine(item, "dropped", SEVERAL_TURNS, where)
+    prompt = questions[0] if questions else ""
+    secure, vulnerable = chosen[-1][1], rejected[-1][1]
+    blocks, others = _FENCE.findall(secure), _FENCE.findall(vulnerable)
+    if bool(blocks) != bool(others):
+        return ReportLine(item, "dropped", ONE_FENCED, where)
+    name = text_of(data, "language", where, "") or text_of(data, "lang", where, "")
+    if blocks:
+        tag, secure = _longest(blocks)
+        _, vulnerable = _longest(others)
+        name = name or tag
+    language = _named(name)
+    if language is None:
+        told = name or "none is named; add a field 'language'"
+        return ReportLine(item, "dropped", NO_LANGUAGE, where, told)
+    instructed = bool(blocks) or isinstance(data["chosen"], list)
+    if prompt and not instructed:
+        instructed = parses(language, secure) and not parses(language, prompt + secure)
+    cwe = cwe_names(data.get("cwe"))
+    faults = () if cwe else (NO_CWE,)
+    return Pair(
+        id=item,
+        where=where,
+        language=language,
+        cwe=cwe,
+        secure=secure if instructed else prompt + secure,
+        vulnerable=vulnerable if instructed else prompt + vulnerable,
+        given=None if instructed or not prompt else prompt,
+        description=prompt if instructed else "",
+        upstream_split="",
+        source=text_of(data, "source", where, "preference"),
+        license=text_of(data, "license", where, ""),
+        faults=faults + ((SEVERAL_BLOCKS,) if max(len(blocks), len(others)) > 1 else ()),
+    )
+
+
+def _messages(data: dict[str, Any], key: str, role: str, where: str) -> list[tuple[str, str]]:
+    """(role, text) of every message; text alone is one message of ``role``. An answer ends in a
+    message of the assistant's. Raises TaskError for anything else."""
+    value = data.get(key)
+    if not isinstance(value, list):
+        return [(role, text_of(data, key, where))]
+    form = 'write [{"role": "user", "content": "..."}, ...] or text'
+    if not all(isinstance(part, dict) for part in value):
+        raise TaskError(f"{where}: {key!r} is a list, but not of messages; {form}")
+    read = [(text_of(part, "role", where), text_of(part, "content", where)) for part in value]
+    if role not in {spoken for spoken, _ in read[-1:]}:
+        raise TaskError(f"{where}: {key!r} does not end in a message of the {role}'s; {form}")
+    return read
+
+
+def _longest(blocks: list[tuple[str, str]]) -> tuple[str, str]:
+    return max(blocks, key=lambda block: len(block[1]))
+
+
+def _named(name: str) -> str | None:
+    """The language that a record or a code block calls by its name or a file's ending."""
+    name = name.strip().lower()
+    name = _OTHER_NAMES.get(name, name)
+    return name if name in LANGUAGES else language_of(f"a.{name}")
