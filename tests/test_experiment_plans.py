@@ -78,10 +78,11 @@ def told(plan: Plan, arm: str) -> dict[str, Any]:
 
 
 def page_of(folder: Path) -> str:
-    """The results page of what was played."""
+    """The results pages of what was played."""
     path = folder / "page.md"
     path.write_text(f"{BEGIN}\n{END}\n")
-    return page_files(folder / "results", path)[path]
+    files = page_files(folder / "results", path)
+    return "\n".join(text for path, text in files.items() if path.suffix == ".md")
 
 
 def test_arms_take_the_tokens_of_the_reference(planned: Planned, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_results_page import line, page, results, row, write  # noqa: F401
+from test_results_page import line, page, results, row, tables, write  # noqa: F401
 
 from treeplay.experiments.goals import GOALS, Goal, goals_table, reached
 from treeplay.experiments.page import write_page
@@ -61,19 +61,19 @@ def test_reached(goal: Goal, estimate: Estimate, said: str) -> None:
     assert reached(goal, estimate) == said
 
 
-def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # noqa: F811
+def test_goals_have_a_page_of_their_own(results: Path, page: Path) -> None:  # noqa: F811
     ability = row("g", 0, 0, suite="m@full", general=True)
 
-    def tasks(low: int, high: int, vulnerable: int) -> list[list[Any]]:
+    def eight(low: int, high: int, vulnerable: int) -> list[list[Any]]:
         return [row(f"{n}", high if n % 2 else low, vulnerable) for n in range(8)]
 
     for seed in (0, 1):
-        write(results, "base", seed, [*tasks(1, 2, 4), ability])
-        write(results, "tsp", seed, [*tasks(4, 5, 2), ability])
-        write(results, "sft", seed, tasks(2, 3, 4))
-        write(results, "tsp-own", seed, tasks(1, 2, 2))
+        write(results, "base", seed, [*eight(1, 2, 4), ability])
+        write(results, "tsp", seed, [*eight(4, 5, 2), ability])
+        write(results, "sft", seed, eight(2, 3, 4))
+        write(results, "tsp-own", seed, eight(1, 2, 2))
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page, "claims")
     start = ("main", "tiny", "2", "executed, decision form", "`tsp`")
     assert line(text, *start, "SPR@1, ratio", "`sft`")[7:10] == [
         "at least 1.33 times",
@@ -89,7 +89,8 @@ def test_the_page_begins_with_the_goals(results: Path, page: Path) -> None:  # n
     assert line(text, *general)[9] == "nothing to lose"
     # The other claimant has rows of its own.
     assert line(text, *start[:-1], "`tsp-own`", "SPR@1, ratio", "`sft`")[9] == "no"
-    assert text.index("What is claimed") < text.index("### `main`")
+    found = page.read_text()
+    assert found.index("(page/claims.md)") < found.index("### `main`")
 
 
 def test_the_best_other_has_the_same_seeds(results: Path) -> None:  # noqa: F811
@@ -108,9 +109,10 @@ def test_a_fold_that_is_missing_is_told(results: Path, page: Path) -> None:  # n
     for seed in (0, 1):
         write(results, "tsp", seed, [row("a", 4, 2)])
     write_page(results, page)
-    text = page.read_text()
     fewer = "executed, decision form, 1 of the tasks"
-    assert line(text, "main", "tiny", "2", fewer, "`tsp`", "SPR@1, ratio")[8] == "2.00"
+    goals = tables(page, "claims")
+    assert line(goals, "main", "tiny", "2", fewer, "`tsp`", "SPR@1, ratio")[8] == "2.00"
+    text = tables(page)
     assert line(text, fewer, "`tsp`", "`sft`")[3] == "+20.0"
     # Beside the base model: the claimant lacks a task, sft does not.
     assert line(text, fewer, "`tsp`", "+30.0")
@@ -139,4 +141,4 @@ def test_a_ratio_to_nothing_is_told(results: Path, page: Path) -> None:  # noqa:
         write(results, "sft", seed, [row("a", 0, 4), row("b", 0, 4)])
     write_page(results, page)
     start = ("main", "tiny", "2", "executed, decision form", "`tsp`", "SPR@1, ratio", "`sft`")
-    assert line(page.read_text(), *start)[8:10] == ["n/a (`sft` has none)", "not shown"]
+    assert line(tables(page, "claims"), *start)[8:10] == ["n/a (`sft` has none)", "not shown"]

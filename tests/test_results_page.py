@@ -89,6 +89,11 @@ def page(tmp_path: Path) -> Path:
     return path
 
 
+def tables(page: Path, name: str = "main-tiny") -> str:
+    """The page of tables of the only study, or another that belongs to ``page``."""
+    return (page.parent / page.stem / f"{name}.md").read_text()
+
+
 def line(text: str, *starts: str) -> list[str]:
     """The cells of the only table row that begins with ``starts``."""
     (found,) = [one for one in text.splitlines() if one.startswith("| " + " | ".join(starts))]
@@ -101,6 +106,13 @@ def test_rates_and_differences_by_hand(results: Path, page: Path) -> None:
     assert text.startswith("# By hand\n")
     assert text.endswith("By hand too.\n")
     assert "old" not in text
+    # On the page itself what was found, and the rest behind a link.
+    rates = ["`tsp`", "45.0 [40.0, 50.0]", "69.0 [66.7, 71.4]", "20.0 [20.0, 20.0]", "65.0"]
+    assert line(text, "`tsp`", "45.0")[:5] == rates
+    assert "(page/main-tiny.md)" in text
+    assert "against every other arm" not in text
+    text = tables(page)
+    assert "](../img/results-main-tiny.svg)" in text
     # Every resample of two tasks has 40, 45 or 50 % secure; the interval reaches both ends.
     rates = line(text, "`tsp`", "45.0")
     valid = "69.0 [66.7, 71.4]"  # 4 of 6, 5 of 7
@@ -122,7 +134,7 @@ def test_every_arm_of_which_something_is_claimed_is_compared(results: Path, page
     for seed in (0, 1):
         write(results, "tsp-own", seed, [row("a", 3, 2), row("b", 4, 2)])
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page)
     start = "executed, decision form"
     assert line(text, start, "`tsp-own`", "`sft`")[3] == "+10.0 [+10.0, +10.0]"
     assert line(text, start, "`tsp`", "`tsp-own`")[3] == "+10.0 [+10.0, +10.0]"
@@ -149,13 +161,13 @@ def test_seeds_that_were_given_tokens_by_different_rules_are_refused(
 
 def test_the_starter_pack_and_other_data_are_told_apart(results: Path, page: Path) -> None:
     write_page(results, page)
-    assert "apart" not in page.read_text()
+    assert "apart" not in tables(page)
     for seed in (0, 1):
         for arm, here, there in (("base", 1, 2), ("tsp", 6, 2), ("sft", 3, 3)):
             pack = [row(task, here, 1, suite="starter-seen@token") for task in "ab"]
             write(results, arm, seed, [*pack, *(row(task, there, 1) for task in "cd")])
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page)
     assert line(text, "starter pack, decision form", "`tsp`", "+50.0")[2] == "+50.0 [+50.0, +50.0]"
     assert line(text, "public sets, decision form", "`tsp`", "0.0")[2] == "0.0 [0.0, 0.0]"
     apart = line(text, "public sets, decision form", "`tsp`", "`sft`")[3]
@@ -165,7 +177,7 @@ def test_the_starter_pack_and_other_data_are_told_apart(results: Path, page: Pat
 def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path) -> None:
     write(tmp_path / "one", "tsp", 0, [row("a", 1, 4), row("b", 2, 4)])
     write_page(tmp_path / "one", page)
-    text = page.read_text()
+    text = tables(page)
     claims = ", ".join(f"`{arm}`" for arm in load_protocol("main").claims)
     assert f"There are no results of {claims} and of another arm, so nothing is compared." in text
 
@@ -180,7 +192,7 @@ def test_a_task_in_both_forms_is_one_cluster(results: Path, page: Path) -> None:
         for seed in (0, 1):
             write(results, arm, seed, forms)
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page)
     assert "**judged by static tools, decision form** (2 tasks)" in text
     assert "**judged by static tools** (2 tasks)" in text
 
@@ -188,7 +200,7 @@ def test_a_task_in_both_forms_is_one_cluster(results: Path, page: Path) -> None:
 def test_answers_that_the_budget_ended_are_counted(results: Path, page: Path) -> None:
     write(results, "tsp", 0, [row("a", 4, 2, cut=3), row("b", 5, 2, cut=1)])
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page)
     heads = line(text, "arm", "SPR@1")
     assert line(text, "`tsp`", "45.0")[heads.index("cut off")] == "10.0"  # seed 1: none
     path = results / "main" / "tiny" / "sft" / "1.json"  # from before they were counted
@@ -197,7 +209,7 @@ def test_answers_that_the_budget_ended_are_counted(results: Path, page: Path) ->
     told["tasks"] = [counts[:-1] for counts in told["tasks"]]
     path.write_text(json.dumps(told))
     write_page(results, page)
-    assert line(page.read_text(), "`sft`", "25.0")[heads.index("cut off")] == "0.0"
+    assert line(tables(page), "`sft`", "25.0")[heads.index("cut off")] == "0.0"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +259,7 @@ def test_arms_of_other_settings_have_a_command_of_their_own(results: Path, page:
         told = json.loads(path.read_text())
         path.write_text(json.dumps({**told, "overrides": ["train.learning_rate=0.001"]}))
     write_page(results, page)
-    commands = [one for one in page.read_text().splitlines() if one.startswith("treeplay exp")]
+    commands = [one for one in tables(page).splitlines() if one.startswith("treeplay exp")]
     assert len(commands) == 2
     assert "--methods tsp,dpo" in commands[0]
     assert "--methods sft train.learning_rate=0.001" in commands[1]
@@ -256,22 +268,22 @@ def test_arms_of_other_settings_have_a_command_of_their_own(results: Path, page:
 
 def test_the_code_that_made_the_results_is_told(results: Path, page: Path) -> None:
     write_page(results, page)
-    (told,) = [one for one in page.read_text().splitlines() if one.startswith("Code ")]
+    (told,) = [one for one in tables(page).splitlines() if one.startswith("Code ")]
     digest = told.removeprefix("Code ").split(";")[0]
     assert " " not in digest
     path = results / "main" / "tiny" / "sft" / "1.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "code": "0ther"}))
     write_page(results, page)
     # Of several, which arms each made: a comparison across them is to be seen as one.
-    assert "Code of 2 versions; python" in page.read_text()
-    assert line(page.read_text(), digest)[1] == "`base`, `tsp`, `sft`, `dpo`"
-    assert line(page.read_text(), "0ther")[1] == "`sft`"
+    assert "Code of 2 versions; python" in tables(page)
+    assert line(tables(page), digest)[1] == "`base`, `tsp`, `sft`, `dpo`"
+    assert line(tables(page), "0ther")[1] == "`sft`"
     # A player that was trained by other code than evaluated it, say.
     result = json.loads(path.read_text())
     result["runs"][0]["run"]["code"] = ["began", "ended"]
     path.write_text(json.dumps(result))
     write_page(results, page)
-    assert line(page.read_text(), "began, then ended")[1] == "`sft`"
+    assert line(tables(page), "began, then ended")[1] == "`sft`"
 
 
 def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
@@ -287,7 +299,7 @@ def test_what_is_to_be_known_of_runs_is_told(results: Path, page: Path) -> None:
     write(results, "sft", 0, [row("a", 2, 4)])
     write(results, "sft", 1, [row("a", 2, 4)])
     write_page(results, page)
-    text = page.read_text()
+    text = tables(page)
     for words in (
         "round-1: the judge flagged all",
         "base: s@token: the judge flagged none",
@@ -311,12 +323,12 @@ def test_an_arm_that_was_not_trained_or_has_fewer_seeds_is_told(results: Path, p
     told["runs"][0]["training"] = {"round-1": {"steps": 3, "groups": 2}}
     told["runs"][0]["used"]["gradient"] = 900
     path.write_text(json.dumps(told))
-    assert "never trained" not in page_files(results, page)[page]
+    assert "never trained" not in page_files(results, page)[page.parent / "page" / "main-tiny.md"]
     # Every answer was sampled, and passed through the model, for nothing.
     told["runs"][0]["training"]["round-1"]["groups"] = 0
     path.write_text(json.dumps(told))
     files = page_files(results, page)
-    text = files[page]
+    text = files[page.parent / "page" / "main-tiny.md"]
     assert "- `grpo`, seed 1: never trained: its answers are the base model's (all" in text
     assert line(text, "`grpo`, 1 seed", "15.0")
     assert line(text, "executed, decision form", "`tsp`", "`grpo`, 1 seed", "+30.0")
@@ -334,9 +346,9 @@ def test_copies_of_a_scenario_are_one_cluster(results: Path, page: Path) -> None
     # Two clusters: the copies together, of which each resample has all or none, and the task.
     # (Task b has sft alone.)
     shared = "executed, decision form, 10 of the tasks"
-    change = line(page.read_text(), shared, "`tsp`", "`base`", "+27.0")
+    change = line(tables(page), shared, "`tsp`", "`base`", "+27.0")
     assert change[3] == "+27.0 [0.0, +30.0]"
-    assert "(11 tasks, 3 clusters)" in page.read_text()  # with task b, which sft alone answered
+    assert "(11 tasks, 3 clusters)" in tables(page)  # with task b, which sft alone answered
 
 
 def test_seeds_of_an_arm_are_players_of_one_kind(results: Path) -> None:
@@ -395,8 +407,10 @@ def test_files_that_are_no_results_are_named(results: Path, page: Path, tmp_path
 def test_the_committed_page_is_made_from_the_committed_results() -> None:
     if not list((ROOT / "results").glob("*/*/*/*.json")):
         pytest.skip("no results are committed")
-    for path, text in page_files(ROOT / "results", ROOT / "docs" / "results.md").items():
+    files = page_files(ROOT / "results", ROOT / "docs" / "results.md")
+    for path, text in files.items():
         assert path.read_text(encoding="utf-8") == text, f"make {path} again"
+    assert set((ROOT / "docs" / "results").iterdir()) <= set(files)
 
 
 NUMBER = r"[+\u2212]?(?:\d+(?:\.\d+)?|\u221e)"
@@ -408,6 +422,7 @@ def test_intervals_quoted_by_hand_are_those_of_the_tables() -> None:
     own."""
     page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     by_hand, _, made = page.partition(BEGIN)
+    made += "".join(path.read_text("utf-8") for path in (ROOT / "docs" / "results").glob("*.md"))
     by_hand = " ".join(by_hand.split())
     quoted = re.findall(INTERVAL, by_hand)
     assert len(quoted) > 20
@@ -417,3 +432,20 @@ def test_intervals_quoted_by_hand_are_those_of_the_tables() -> None:
     pairs = re.findall(rf"({NUMBER})(?: times| points| %)? ({INTERVAL})", by_hand)
     assert len(pairs) > 20
     assert not [pair for pair in pairs if pair not in told]
+
+
+def test_rates_in_the_readme_are_those_of_the_page() -> None:
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    made = page.partition(BEGIN)[2].partition("### `main`, smollm2")[0]
+    heads = line(made, "arm", "SPR@1")
+    in_full = page.partition("## General ability in full")[2]
+    row_of = r"^\| `?([\w-]+)`?(?: \(.*\))? \| ([\d.]+) \["
+    ability = dict(re.findall(row_of, in_full, re.MULTILINE))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([\w-]+)`[^|]*((?:\| [\d.]* *){5})\|$", readme, re.MULTILINE)
+    assert len(rows) > 5
+    for arm, told in rows:
+        cells = dict(zip(heads, line(made, f"`{arm}`"), strict=True))
+        shown = [cells[name].split()[0] for name in ("SPR@1", "vulnerable", "valid", "pass@1")]
+        given = [cell.strip() for cell in told.split("|")[1:]]
+        assert given == [*shown, ability.get(arm, "")], arm

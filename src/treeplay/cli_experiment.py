@@ -44,11 +44,14 @@ def experiment(
     ] = None,
     dry_run: Annotated[bool, typer.Option(help="Print the plan and stop.")] = False,
     tables: Annotated[
-        Path | None, typer.Option(help="Make the results page from this folder and stop.")
+        Path | None, typer.Option(help="Make the results pages from this folder and stop.")
     ] = None,
-    page: Annotated[Path, typer.Option(help="The page that --tables writes into.")] = Path(
-        "docs/results.md"
-    ),
+    page: Annotated[
+        Path,
+        typer.Option(
+            help="The page that --tables writes into; pages of tables go into a folder of its name."
+        ),
+    ] = Path("docs/results.md"),
 ) -> None:
     """Compare methods on the same data, seeds and budgets. What was interrupted goes on."""
     if tables is not None:

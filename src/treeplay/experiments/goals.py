@@ -84,9 +84,9 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
         "`own-stepped` and `own-given-stepped` (the same, learnt tree by tree), and what these "
         "results show. *yes*: the estimate reaches the goal and its whole interval lies on the "
         "right side of no effect (where something may fall by so much: of that), and enough tasks "
-        "tell (see experiments.md); *not shown*: only the estimate does; "
+        "tell (see [experiments.md](../experiments.md)); *not shown*: only the estimate does; "
         "*no*: it does not; *nothing to lose*: the other's rate is within what may be lost. "
-        "Intervals stand for themselves; p is of no difference at all (see experiments.md), with "
+        "Intervals stand for themselves; p is of no difference at all (see there), with "
         "Holm's correction over the rows of a protocol and model (no p where something may fall "
         "by so much).",
         "",

@@ -28,12 +28,12 @@ WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 
 def study_tables(study: Study) -> list[str]:
-    """The lines of a study's section below its heading: what methods are compared on, and, folded
-    away, the comparisons, the starter pack and other data apart, and every suite by itself."""
+    """The lines of a study's page: what methods are compared on, and, folded away, the
+    comparisons, the starter pack and other data apart, and every suite by itself."""
     out = made_by(study)
     main = study.main_groups()
     for group in main:
-        out += ["", *_rates(study, group)]
+        out += ["", *rates_table(study, group)]
     if study.seeds(BASE):
         out += ["", *folded("Every arm against the base model", _against_base(study, main))]
     out += ["", *_comparisons(study)]
@@ -47,10 +47,10 @@ def study_tables(study: Study) -> list[str]:
 
 
 def _all_rates(study: Study, groups: Sequence[Group]) -> list[str]:
-    return [line for group in groups for line in ("", *_rates(study, group))][1:]
+    return [line for group in groups for line in ("", *rates_table(study, group))][1:]
 
 
-def _rates(study: Study, group: Group) -> list[str]:
+def rates_table(study: Study, group: Group) -> list[str]:
     """One group: every arm's SPR@1 and, beside it, all by which it could have been bought."""
     shown = [
         measure
