@@ -39,6 +39,13 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings over the recipe's, as key=value.")
 ]
 Resume = Annotated[bool, typer.Option(help="Go on with the run in the run folder.")]
+Track = Annotated[
+    str,
+    typer.Option(
+        help="Trackers that are told all figures, comma separated: tensorboard, wandb, trackio, "
+        "mlflow or another of Accelerate's."
+    ),
+]
 Round = Annotated[int, typer.Option("--round", help="Which round.", min=1)]
 
 
@@ -68,12 +75,13 @@ def play(
     dry_run: Annotated[
         bool, typer.Option(help="Print the resolved configuration and an estimate, and stop.")
     ] = False,
+    track: Track = "",
 ) -> None:
     """Play all rounds: grow, judge, contrast, train, evaluate, report."""
     if dry_run:
         _dry_run(recipe, overrides)
         return
-    with closing(_game(recipe, overrides, resume, anew=resume)) as game:
+    with closing(_game(recipe, overrides, resume, anew=resume, track=track)) as game:
         try:
             game.play()
         except TreeplayError:
@@ -99,9 +107,9 @@ def grow(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
 
 @app.command()
 @told
-def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1) -> None:
+def train(recipe: Recipe, overrides: Overrides = None, round: Round = 1, track: Track = "") -> None:
     """Train the player of one round (growing its trees first where they are missing)."""
-    with closing(_game(recipe, overrides, resume=True)) as game:
+    with closing(_game(recipe, overrides, resume=True, track=track)) as game:
         out.print(f"adapter: {game.train(round)}", markup=False)
 
 
@@ -369,18 +377,26 @@ def _game(
     anew: bool = False,
     name: str = "base",
     training: bool = True,
+    track: str = "",
 ) -> Any:
     from treeplay.config import load_config
     from treeplay.play import Game
     from treeplay.progress import Reporter
     from treeplay.run import open_run
+    from treeplay.track import open_tracks, tracker_names
 
     config = load_config(recipe, overrides or [])
+    trackers = tracker_names(track)
     reporter = Reporter(err)
     if anew and not (Path(config.out) / "manifest.json").is_file():
         reporter.say(f"there is no run in {config.out} to go on with; a new one begins")
     run = open_run(config, resume=resume, anew=anew)
-    return Game(run, reporter, name=name, training=training)
+    reporter.tracks = open_tracks(trackers, run, reporter.say)
+    try:
+        return Game(run, reporter, name=name, training=training)
+    except BaseException:
+        reporter.tracks.close()
+        raise
 
 
 def _quoted(value: Any) -> str:

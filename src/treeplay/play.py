@@ -20,6 +20,7 @@ from treeplay.evaluations import question, settle, tasks_digest
 from treeplay.golden import own_task
 from treeplay.judge.judge import Judge
 from treeplay.lora import check_adapter
+from treeplay.metrics import scored_from_json
 from treeplay.nodes_learn import learn_nodes
 from treeplay.nodes_llm import annotator_config
 from treeplay.opponent import score_opponent, with_sampled
@@ -63,6 +64,7 @@ from treeplay.selfplay import (
 from treeplay.tasks.jsonl import task_to_json
 from treeplay.tasks.select import eval_suites, train_tasks
 from treeplay.tasks.task import Task
+from treeplay.track import answer_figures, branch_figures
 from treeplay.train import packed_where_right
 from treeplay.tree import Tree, tree_from_json, tree_to_json
 
@@ -142,6 +144,7 @@ class Game:
         """End what goes on in the background (after an interruption, say)."""
         self.judge.close()
         self.sandbox.ending.set()  # this game's own
+        self.reporter.tracks.close()
         if self.server:
             self.server.close()
 
@@ -217,6 +220,7 @@ class Game:
                 trees = learn_nodes(self, policy, number, trees)
                 trees = grow_trees(self, opponents, number, trees)
         write_jsonl(final, [tree_to_json(tree) for tree in trees])
+        self.reporter.tracks.now(branch_figures(trees))
         return trees
 
     def tasks_of(self, trees: Sequence[Tree]) -> list[Task]:
@@ -337,6 +341,10 @@ class Game:
             self.reporter.say(f"warning: {player}: {warning}")
             warn(self, f"{player}: {warning}")
         write_jsonl(path, rows)
+        if self.reporter.tracks:
+            tasks = {task.id: task for suite in self.suites for task in suite.tasks}
+            found = [scored_from_json(row) for row in read_jsonl(path)]
+            self.reporter.tracks.now(answer_figures(found, tasks))
 
     def play(self, base: bool = True) -> None:
         """All rounds; every player and, where wanted, ``base`` are evaluated. The game ends early

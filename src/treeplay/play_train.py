@@ -38,6 +38,7 @@ def _stage(game: Game, where: str, figure: str) -> Iterator[Told]:
             meter.reach(step, steps)
             meter.tokens(int(row["tokens"]))
             meter.note(f"{meter.rate()}  {figure} {row.get(figure, 0.0):.3f}")
+            game.reporter.tracks.trained(row)
 
         yield told
 

@@ -18,6 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from treeplay.track import Tracks
 from treeplay.words import printable
 
 # Seconds until the first line of a stage in a log, and from one to the next at least; later ones
@@ -108,10 +109,12 @@ class Meter:
 
 
 class Reporter:
-    """Where stages report to. ``quiet`` says nothing (tests, library use)."""
+    """Where stages report to. ``quiet`` says nothing (tests, library use). ``tracks``: the trackers
+    that figures go to."""
 
     def __init__(self, console: Console | None = None, *, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, quiet=quiet)
+        self.tracks = Tracks()
 
     def say(self, text: str) -> None:
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
