@@ -10,7 +10,8 @@ import pytest
 
 from treeplay.errors import TaskError
 from treeplay.tasks.importers import ImportResult, import_tasks
-from treeplay.tasks.importers.preference import NO_CWE, ONE_FENCED, SEVERAL_BLOCKS, SEVERAL_TURNS
+from treeplay.tasks.importers.pairs import NO_CWE
+from treeplay.tasks.importers.preference import ONE_FENCED, SEVERAL_BLOCKS, SEVERAL_TURNS
 from treeplay.tasks.jsonl import read_tasks, write_tasks
 
 GOOD = "def greet(name):\n    subprocess.run(['echo', name])\n    return name\n"

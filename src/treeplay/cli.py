@@ -331,11 +331,11 @@ def tasks_import(
     kind: Annotated[
         str,
         typer.Argument(
-            help="preference (any pairs of answers), tsp, safecoder, sven, seccodeplt, "
-            "securityeval, cweval, humaneval or mbpp."
+            help="git (fixes in a repository's history), preference (any pairs of answers), tsp, "
+            "safecoder, sven, seccodeplt, securityeval, cweval, humaneval or mbpp."
         ),
     ],
-    path: Annotated[Path, typer.Argument(help="The data set's file or folder.")],
+    path: Annotated[Path, typer.Argument(help="The data set's file or folder, or a repository.")],
     target: Annotated[Path, typer.Option("--out", "-o", help="JSONL file to write.")],
     languages: Annotated[str, typer.Option(help="Keep these only, comma separated.")] = "",
     max_chars: Annotated[

@@ -1,8 +1,8 @@
 """Data sets as tasks, with their faults found, counted and reported.
 
-``preference`` reads anybody's pairs of answers. Every other importer reads its set's upstream form
-and the converted record form (one JSON object a line: id, source, license, language, cwe, task,
-prompt, secure, vulnerable, meta).
+``preference`` reads anybody's pairs of answers, ``git`` the fixes in a repository's history. Every
+other importer reads its set's upstream form and the converted record form (one JSON object a line:
+id, source, license, language, cwe, task, prompt, secure, vulnerable, meta).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from treeplay.errors import TaskError
 from treeplay.tasks.importers import (
     cweval,
+    git_history,
     humaneval,
     mbpp,
     preference,
@@ -36,6 +37,7 @@ _LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
     "humaneval": humaneval.load,
     "mbpp": mbpp.load,
     "preference": preference.load,
+    "git": git_history.load,
 }
 KINDS = tuple(_LOADERS)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from treeplay.errors import TaskError
 from treeplay.judge.rules import parses
-from treeplay.tasks.importers.pairs import NO_LANGUAGE, Pair, pairs_to_tasks
+from treeplay.tasks.importers.pairs import NO_CWE, NO_LANGUAGE, Pair, pairs_to_tasks
 from treeplay.tasks.importers.reading import (
     Located,
     cwe_names,
@@ -29,7 +29,6 @@ PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.json", "*.parquet")
 SEVERAL_TURNS = "a conversation of several turns"
 ONE_FENCED = "one answer has a code block, the other has none"
 SEVERAL_BLOCKS = "an answer has several code blocks, of which the longest is taken"
-NO_CWE = "names no CWE"
 _OTHER_NAMES = {"c++": "cpp", "golang": "go", "node": "javascript", "python3": "python"}
 _FENCE = re.compile(r"^[ \t]*```([\w+#.-]*)[^\n]*\n(.*?)^[ \t]*```", re.MULTILINE | re.DOTALL)
 
