@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,8 +10,15 @@ from pathlib import Path
 import pytest
 
 from treeplay.errors import TaskError
-from treeplay.tasks.importers import import_tasks
-from treeplay.tasks.importers.git_history import MANY_FUNCTIONS, NO_FUNCTION
+from treeplay.tasks.importers import git_history, import_tasks
+from treeplay.tasks.importers.git_history import (
+    MANY_FUNCTIONS,
+    NO_FUNCTION,
+    NO_PARENT,
+    REVERTED,
+    REVERTS,
+    UNREADABLE,
+)
 from treeplay.tasks.importers.pairs import NO_CWE
 from treeplay.tasks.jsonl import read_tasks, write_tasks
 
@@ -52,7 +60,9 @@ def repository(tmp_path: Path) -> Path:
 
 def git(folder: Path, *arguments: str) -> None:
     who = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    subprocess.run(["git", "-C", str(folder), *who, *arguments], check=True, capture_output=True)
+    bare = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+    command = ["git", "-C", str(folder), *who, *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=bare)
 
 
 def commit(folder: Path, message: str, **files: str) -> None:
@@ -137,6 +147,113 @@ def test_what_is_no_fix_of_few_functions_is_counted(repository: Path) -> None:
         "Tell of CVE-2020-1",
         "New and gone",
     }
+
+
+SCRIPT = "#!/bin/sh\necho ran >> {marker}\n"
+
+
+@pytest.fixture
+def trapped(repository: Path, tmp_path: Path) -> Path:
+    """The marker of a script that the repository's settings name wherever they can."""
+    marker, script = tmp_path / "marker", tmp_path / "script.sh"
+    script.write_text(SCRIPT.format(marker=marker))
+    script.chmod(0o755)
+    settings = {
+        "core.fsmonitor": script,
+        "core.sshCommand": script,
+        "core.pager": script,
+        "gpg.program": script,
+        "log.showSignature": "true",
+        "diff.external": script,
+        "core.repositoryFormatVersion": 1,
+        "extensions.partialClone": "origin",
+        "remote.origin.url": tmp_path / "elsewhere",
+        "remote.origin.promisor": "true",
+        "remote.origin.uploadpack": script,
+        "i18n.logOutputEncoding": "UTF-16BE",
+    }
+    commit(repository, "A shop", app_dot_py=app(UNSAFE), big_dot_py=app(UNSAFE))
+    commit(repository, "Fix command injection", app_dot_py=app(SAFE))
+    commit(repository, "Fix it there too: CWE-78", big_dot_py=app(SAFE, 3))
+    for key, value in settings.items():
+        git(repository, "config", key, str(value))
+    return marker
+
+
+def test_programs_that_a_repository_names_are_not_run(repository: Path, trapped: Path) -> None:
+    assert import_tasks("git", repository).report.kept == 2  # the third is a copy
+    assert not trapped.exists()
+    git(repository, "status")  # which does run one
+    assert trapped.exists()
+
+
+def test_nothing_is_fetched(repository: Path, trapped: Path) -> None:
+    bare = {"PATH": os.environ["PATH"]}
+    name = ["git", "-C", str(repository), "rev-parse", "HEAD:big.py"]
+    found = subprocess.run(name, check=True, capture_output=True, text=True, env=bare).stdout
+    (repository / ".git" / "objects" / found[:2] / found[2:].strip()).unlink()
+    trapped.unlink(missing_ok=True)
+    result = import_tasks("git", repository)
+    assert [task.meta["subject"] for task in result.tasks] == ["Fix command injection"]
+    assert result.report.dropped == {UNREADABLE: 1}
+    assert not trapped.exists()
+
+
+def test_what_was_taken_back_is_no_fix(repository: Path) -> None:
+    commit(repository, "A shop", app_dot_py=app(UNSAFE))
+    commit(repository, "Fix command injection", app_dot_py=app(SAFE))
+    git(repository, "revert", "--no-edit", "HEAD")
+    commit(repository, "Fix command injection again", app_dot_py=app(SAFE))
+    result = import_tasks("git", repository)
+    assert [task.meta["subject"] for task in result.tasks] == ["Fix command injection again"]
+    assert result.report.dropped == {REVERTS: 1, REVERTED: 1}
+
+
+def test_functions_of_one_name_are_told_apart(repository: Path) -> None:
+    go = "package a\n\nfunc (x *{}) Close() int {{\n\treturn {}\n}}\n"
+    java = "class A {{\n  int f(int a) {{ return {}; }}\n  int f(long a) {{ return {}; }}\n}}\n"
+    both = go.format("A", 1) + go.format("B", 2).split("\n", 1)[1]
+    commit(repository, "Close", a_dot_go=both, A_dot_java=java.format(1, 2))
+    after = go.format("Z", 9) + both.split("\n", 1)[1].replace("return 1", "return 3")
+    commit(repository, "Fix CVE-2020-1", a_dot_go=after, A_dot_java=java.format(4, 2))
+    overload, close = sorted(import_tasks("git", repository).tasks, key=lambda t: t.language)[::-1]
+    assert close.prompt.startswith("func (x *A) Close")
+    assert close.golden is not None
+    assert "return 3" in close.golden
+    assert overload.prompt.lstrip().startswith("int f(int a)")
+
+
+def test_functions_of_javascript_are_those_that_are_put_somewhere(repository: Path) -> None:
+    forms = {
+        "f": "const f = (a) => {{\n  return {};\n}};",
+        "exports.g": "exports.g = function (a) {{\n  return {};\n}};",
+        "app.get('/x'": "app.get('/x', (req, res) => {{\n  res.send({});\n}});",
+    }
+    module = "(function () {{\n{}\n}})();\n"
+    for number, form in enumerate(forms.values()):
+        text = module.format(form.format(1))
+        commit(repository, "A page", **{f"p{number}_dot_js": text})
+    for number, form in enumerate(forms.values()):
+        text = module.format(form.format(2))
+        commit(repository, "Fix XSS", **{f"p{number}_dot_js": text})
+    tasks = import_tasks("git", repository).tasks[::-1]
+    assert [task.meta["func_name"] for task in tasks] == list(forms)
+    for task, form in zip(tasks, forms.values(), strict=True):
+        assert task.golden is not None
+        assert task.program(task.golden).strip() == form.format(2)
+
+
+def test_what_cannot_be_read_is_counted(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit(repository, "Fix XSS from the first", app_dot_py=app(UNSAFE), a_dot_py="x = 1\n")
+    commit(repository, "Fix XSS in long files", app_dot_py=app(SAFE))
+    (repository / "a.py").write_bytes(b"x = '\xff'\n")
+    commit(repository, "Fix XSS in bytes")
+    monkeypatch.setattr(git_history, "MOST_BYTES", 40)
+    assert import_tasks("git", repository).report.dropped == {UNREADABLE: 2, NO_PARENT: 1}
+    git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")
+    assert import_tasks("git", tmp_path / "shallow").report.dropped == {NO_PARENT: 1}
 
 
 def test_a_folder_without_history_is_told(tmp_path: Path, repository: Path) -> None:

@@ -11,7 +11,14 @@ import pytest
 from treeplay.errors import TaskError
 from treeplay.tasks.importers import ImportResult, import_tasks
 from treeplay.tasks.importers.pairs import NO_CWE
-from treeplay.tasks.importers.preference import ONE_FENCED, SEVERAL_BLOCKS, SEVERAL_TURNS
+from treeplay.tasks.importers.preference import (
+    ONE_FENCED,
+    OPEN_FENCE,
+    OTHER_QUESTION,
+    SEVERAL_BLOCKS,
+    SEVERAL_TURNS,
+    TWO_LANGUAGES,
+)
 from treeplay.tasks.jsonl import read_tasks, write_tasks
 
 GOOD = "def greet(name):\n    subprocess.run(['echo', name])\n    return name\n"
@@ -43,6 +50,16 @@ def load(folder: Path, *rows: dict[str, Any]) -> ImportResult:
         ({"chosen": GOOD, "rejected": BAD, "lang": "py"}, ""),
         # Whole functions behind prose.
         ({"prompt": PROSE, "chosen": GOOD, "rejected": BAD, "language": "Python"}, PROSE),
+        # Code in a message goes on from code as well.
+        (
+            {
+                "prompt": [said(PROMPT, "user")],
+                "chosen": [said(ANSWER)],
+                "rejected": [said(OTHER)],
+                "language": "python",
+            },
+            "",
+        ),
         # Code blocks name their language.
         ({"prompt": PROSE, "chosen": fenced(GOOD), "rejected": fenced(BAD)}, PROSE),
         # Messages, the prompt of its own, at the head of both, or in both places.
@@ -94,6 +111,50 @@ def test_an_imported_pair_is_a_task_like_others(tmp_path: Path) -> None:
     assert task.meta["faults"] == [NO_CWE]
 
 
+@pytest.mark.parametrize(
+    ("prompt", "answer", "head"),
+    [
+        ("# Write greet", GOOD, "# Write greet\n"),  # no line break between the two
+        ("import subprocess\n", GOOD, "import subprocess\n"),
+        ("def greet(name): return ", "str(name)\n", "def greet(name): return "),
+    ],
+)
+def test_an_answer_goes_on_from_code(tmp_path: Path, prompt: str, answer: str, head: str) -> None:
+    other = answer.replace("name", "nobody")
+    row = {"prompt": prompt, "chosen": answer, "rejected": other, "language": "python"}
+    (task,) = load(tmp_path, row).tasks
+    assert task.golden is not None
+    assert task.instruction == ""
+    assert task.program(task.golden) == head + answer
+
+
+def test_a_sentence_is_no_code(tmp_path: Path) -> None:
+    """Ruby would read it as a call."""
+    code = "def f(a)\n  system('echo', a)\nend\n"
+    other = code.replace("'echo', a", '"echo #{a}"')
+    row = {
+        "prompt": "write a method that says hello",
+        "chosen": code,
+        "rejected": other,
+        "lang": "rb",
+        "cwe": 78.0,
+    }
+    (task,) = load(tmp_path, row).tasks
+    assert task.instruction == "write a method that says hello"
+    assert task.cwe == ("CWE-78",)
+
+
+def test_ids_are_told_apart(tmp_path: Path) -> None:
+    one = {"chosen": GOOD, "rejected": BAD, "language": "python"}
+    two = {**one, "chosen": GOOD + "\n\nx = 1\n"}
+    for name, row in (("a.train.jsonl", one), ("a.test.jsonl", two)):
+        (tmp_path / name).write_text(json.dumps({**row, "id": None}) + "\n", encoding="utf-8")
+    ids = {task.id for task in import_tasks("preference", tmp_path).tasks}
+    assert ids == {"preference/a.train/0", "preference/a.test/0"}
+    again = load(tmp_path, {**one, "id": 7}, {**two, "id": 7}).tasks
+    assert [task.id for task in again] == ["preference/7", "preference/7-2"]
+
+
 def test_several_blocks_are_flagged(tmp_path: Path) -> None:
     install = "```sh\npip install greet\n```\n"
     row = {"prompt": PROSE, "chosen": install + fenced(GOOD), "rejected": fenced(BAD), "cwe": 78}
@@ -112,12 +173,26 @@ def test_what_is_no_pair_of_programs_is_counted(tmp_path: Path) -> None:
         {"chosen": GOOD, "rejected": BAD},
         {"chosen": GOOD, "rejected": BAD, "language": "cobol"},
         {"chosen": GOOD, "rejected": GOOD, "language": "python"},
+        {
+            "prompt": [said(PROSE, "user"), said("Which language?"), said(PROSE, "user")],
+            "chosen": [said(fenced(GOOD))],
+            "rejected": [said(fenced(BAD))],
+        },
+        {
+            "chosen": [said(PROSE, "user"), said(fenced(GOOD))],
+            "rejected": [said("Greet.", "user"), said(fenced(BAD))],
+        },
+        {"prompt": PROSE, "chosen": fenced(GOOD), "rejected": fenced(BAD, "js")},
+        {"chosen": f"```python\n{GOOD}", "rejected": f"```python\n{BAD}", "language": "python"},
     )
     assert result.tasks == []
     assert result.report.dropped == {
         "language not supported": 2,
         ONE_FENCED: 1,
-        SEVERAL_TURNS: 1,
+        SEVERAL_TURNS: 2,
+        OTHER_QUESTION: 1,
+        TWO_LANGUAGES: 1,
+        OPEN_FENCE: 1,
         "identical pair": 1,
     }
     told = {line.detail for line in result.report.lines}

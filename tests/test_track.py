@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,6 +14,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_cli import recipe, refused, run, sandbox  # noqa: F401
 
+from treeplay import play_train
 from treeplay.errors import ConfigError
 from treeplay.progress import Reporter
 from treeplay.track import Tracks, tracker_names
@@ -107,6 +110,49 @@ def test_a_run_that_goes_on_counts_on(
     assert second.ended
 
 
+def test_a_training_that_was_interrupted_counts_as_before(
+    recipe: Path,  # noqa: F811
+    tmp_path: Path,
+    notebook: type[Notebook],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    several = changed(recipe, train={"epochs": 8, "checkpoint_steps": 2, "lora": {"r": 4}})
+    real, left = play_train._stage, 5
+
+    @contextmanager
+    def stops(*given: Any) -> Iterator[Any]:
+        with real(*given) as told:
+
+            def until(step: int, steps: int, row: dict[str, float]) -> None:
+                told(step, steps, row)
+                if step == left:
+                    raise KeyboardInterrupt
+
+            yield until
+
+    with monkeypatch.context() as patch:
+        patch.setattr(play_train, "_stage", stops)
+        assert run("train", several, "--track", "json").exit_code == 130
+    assert run("train", several, "--track", "json").exit_code == 0
+    first, second = notebook.made
+    told = [[step for step, row in one.told if "train/loss" in row] for one in (first, second)]
+    steps = len(steps_of(tmp_path / "run" / "round-1"))
+    assert told == [[1, 2, 3, 4, 5], [*range(5, steps + 1)]]
+
+
+def test_trainings_follow_each_other() -> None:
+    book = Notebook("p")
+    tracks = Tracks([book], step=10)
+    for step in (1, 2, 3, 1, 2):  # two rates of one round
+        tracks.trained({"step": step, "loss": 0.5})
+    tracks.now({"eval/s@token/valid": 1.0})
+    assert [step for step, _ in book.told] == [11, 12, 13, 14, 15, 15]
+    assert list(book.told[-1][1]) == ["eval/s-token/valid"]
+    later = Tracks([book], step=10)
+    later.trained({"step": 4, "loss": 0.5})  # goes on behind a checkpoint
+    assert book.told[-1][0] == 14
+
+
 def test_a_tracker_that_fails_is_left_out(
     recipe: Path,  # noqa: F811
     tmp_path: Path,
@@ -130,14 +176,19 @@ def test_a_tracker_that_does_not_start_is_told(
 
     monkeypatch.setattr(notebook, "start", no_key)
     said = r"the tracker json does not start \(no API key\); .*leave --track out, and resume"
-    refused(run("play", recipe, "--track", "json"), said)
+    other = Notebook("p")
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "yaml", lambda *_: other)
+    monkeypatch.setattr(LOGGER_TYPE_TO_CLASS["yaml"], "requires_logging_directory", False, False)
+    monkeypatch.setattr(other, "start", lambda: None)
+    refused(run("play", recipe, "--track", "yaml,json"), said)
+    assert other.ended  # the one that had started
 
 
 def test_names_are_checked_before_anything_is_made(recipe: Path, tmp_path: Path) -> None:  # noqa: F811
     refused(run("play", recipe, "--track", "tensorbord"), "did you mean 'tensorboard'")
     assert not (tmp_path / "run").exists()
     assert tracker_names("") == []
-    assert tracker_names(" tensorboard, ") == ["tensorboard"]
+    assert tracker_names(" tensorboard, tensorboard") == ["tensorboard"]
     with pytest.raises(ConfigError, match="--track clearml: its package is missing; run 'pip"):
         tracker_names("clearml")
 

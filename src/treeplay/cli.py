@@ -360,10 +360,10 @@ def tasks_import(
     spoken = [task for task in result.tasks if not wanted or task.language in wanted]
     kept = [task for task in spoken if len(task.prompt + (task.golden or "")) <= max_chars]
     if not kept:
-        out.print(str(result.report), markup=False)
+        out.print(printable(str(result.report)), markup=False)
         raise TreeplayError(f"{path}: no task is left of it, so nothing was written")
     write_tasks(target, kept)
-    out.print(str(result.report) if details else result.report.summary(), markup=False)
+    out.print(printable(str(result.report) if details else result.report.summary()), markup=False)
     if len(kept) < len(spoken):
         out.print(f"{len(spoken) - len(kept)} longer than {max_chars} characters left out")
     out.print(f"{len(kept)} tasks: {target}", markup=False)

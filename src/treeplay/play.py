@@ -144,9 +144,9 @@ class Game:
         """End what goes on in the background (after an interruption, say)."""
         self.judge.close()
         self.sandbox.ending.set()  # this game's own
-        self.reporter.tracks.close()
         if self.server:
             self.server.close()
+        self.reporter.tracks.close()
 
     # Players. Round 0 is the base model, round r the adapter that round r trained.
 

@@ -6,6 +6,7 @@ and the run goes on.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -33,19 +34,26 @@ class Tracks:
         self, trackers: Sequence[Any] = (), step: int = 0, say: Callable[[str], None] = print
     ) -> None:
         self._trackers, self._step, self._say = list(trackers), step, say
+        self._before, self._last = step, 0  # what this training's own count begins behind
 
     def __bool__(self) -> bool:
         return bool(self._trackers)
 
     def trained(self, figures: Mapping[str, float]) -> None:
-        """A training step was taken; ``figures`` is its row of ``train.jsonl``."""
-        self._step += 1
+        """A training step was taken; ``figures`` is its row of ``train.jsonl``, with the ``step``
+        of its training."""
+        step = int(figures["step"])
+        if step <= self._last:  # another training: of the next round, or at another rate
+            self._before = self._step
+        self._last, self._step = step, self._before + step
         self.now({f"train/{key}": value for key, value in figures.items() if key != "step"})
 
     def now(self, figures: Mapping[str, float]) -> None:
         """What was found after the steps so far."""
+        # Some take no other signs in a name.
+        told = {re.sub(r"[^\w/.: -]", "-", name): value for name, value in figures.items()}
         for tracker in list(self._trackers):
-            self._try(tracker, lambda one: one.log(dict(figures), step=self._step))
+            self._try(tracker, lambda one: one.log(told, step=self._step))
 
     def close(self) -> None:
         for tracker in list(self._trackers):
@@ -65,19 +73,24 @@ def tracker_names(given: str) -> list[str]:
     does not know or whose package is not installed."""
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-    names = [name.strip() for name in given.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in given.split(",") if name.strip()))
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
             raise ConfigError(f"--track {name}: {nearest(name, LOGGER_TYPE_TO_CLASS)}")
         there = {str(getattr(one, "value", one)) for one in get_available_trackers()}
-        if name not in there and find_spec(name) is None:
+        if name not in there and not _installed(name):
             raise ConfigError(f"--track {name}: its package is missing; run 'pip install {name}'")
     return names
 
 
+def _installed(name: str) -> bool:
+    spec = find_spec(name)
+    return spec is not None and spec.origin is not None  # a mere folder of that name has none
+
+
 def open_tracks(names: Sequence[str], run: Run, say: Callable[[str], None]) -> Tracks:
-    """The trackers of a run, told its configuration. Those that write files do so in the run's
-    folder, in ``track/``.
+    """The trackers of a run, told its configuration. TensorBoard and others that ask for a folder,
+    and Weights & Biases, write into the run's, in ``track/``.
 
     Raises :class:`RunError` where one does not start (it wants a login, say).
     """
@@ -86,7 +99,7 @@ def open_tracks(names: Sequence[str], run: Run, say: Callable[[str], None]) -> T
 
     if names:
         PartialState()  # their own messages go through it
-    started = []
+    started: list[Any] = []
     for name in names:
         kind = LOGGER_TYPE_TO_CLASS[name]
         given: dict[str, Any] = {}
@@ -94,11 +107,15 @@ def open_tracks(names: Sequence[str], run: Run, say: Callable[[str], None]) -> T
             given["logging_dir"] = run.folder / "track"
         if name in ("wandb", "trackio"):  # whose first argument is the project
             given["name"] = run.folder.resolve().name
+        if name == "wandb":
+            (run.folder / "track").mkdir(exist_ok=True)
+            given["dir"] = str(run.folder / "track")
         try:
             tracker = kind(PROJECT, **given)
             tracker.start()
             tracker.store_init_configuration(_flat(asdict(run.config)))
         except Exception as error:
+            Tracks(started, say=say).close()
             raise RunError(
                 f"the tracker {name} does not start ({error}); mend that, or leave --track out, "
                 "and resume"
@@ -140,9 +157,11 @@ def _flat(data: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def _steps(folder: Path) -> int:
-    """Steps that the rounds of a run took; a round that tried several rates took those of all."""
+    """Steps of all trainings of a run that came to their end; a round that tried several rates has
+    as many."""
     count = 0
     for place in folder.glob("round-*"):
-        logs = list(place.glob("rate-*/train.jsonl")) or list(place.glob("train.jsonl"))
+        ended = list(place.glob("rate-*/adapter")) or list(place.glob("adapter"))
+        logs = [adapter.with_name("train.jsonl") for adapter in ended]
         count += sum(len(log.read_text(encoding="utf-8").splitlines()) for log in logs)
     return count

@@ -1,9 +1,8 @@
 """Fixes of vulnerabilities in the history of a git repository: the functions that they changed.
 
 A commit counts whose message speaks of security and that changes few functions. Its functions are
-pairs, the vulnerable side from before it. Nothing of the repository is run or checked out: git is
-asked for objects alone, and the programs that a repository's own settings may name (for
-signatures, differences) are left out.
+pairs, the vulnerable side from before it. A repository's own settings can name programs for git to
+run, and places to fetch from; so its objects are read from an empty repository beside it.
 """
 
 from __future__ import annotations
@@ -11,9 +10,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections import Counter
+import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from ast_grep_py import SgNode, SgRoot
@@ -59,32 +60,64 @@ SPEAKS = "|".join(
     (r"CVE-[0-9]|CWE-?[0-9]|vulnerab|exploit|security (fix|issue|bug|hole|flaw|problem)", *WORDS)
 )
 MOST_FUNCTIONS = 3
-MOST_CHARS = 1_000_000  # of a file; what is longer was written by no one
+MOST_FILES = 20
+MOST_BYTES = 1_000_000  # of a file; what is longer was written by no one
 NO_FUNCTION = "changes no function in a known language"
 MANY_FUNCTIONS = f"changes more than {MOST_FUNCTIONS} functions"
+MANY_FILES = f"changes more than {MOST_FILES} files of code"
+NO_PARENT = "the commit before it is not there (the first one, or a shallow clone)"
+UNREADABLE = "a file is not there, is no text, or is too long"
+REVERTS = "reverts another commit"
+REVERTED = "was reverted"
+PATIENCE = 600.0  # seconds for one answer of git's
+
 _FUNCTIONS = {
     "python": ("function_definition",),
     "c": ("function_definition",),
     "cpp": ("function_definition",),
-    "javascript": ("function_declaration", "generator_function_declaration", "method_definition"),
+    "javascript": (
+        *("function_declaration", "generator_function_declaration", "method_definition"),
+        *("function_expression", "arrow_function", "generator_function"),
+    ),
     "go": ("function_declaration", "method_declaration"),
     "java": ("method_declaration", "constructor_declaration"),
     "ruby": ("method", "singleton_method"),
     "rust": ("function_item",),
     "php": ("function_definition", "method_declaration"),
 }
-_Function = tuple[str, ...]  # names of what it stands in, its own, and which of that name it is
+# What may be around a function and is still one with it.
+_AROUND = (
+    *("decorated_definition", "export_statement", "lexical_declaration", "variable_declaration"),
+    *("expression_statement", "variable_declarator", "assignment_expression", "pair"),
+    *("arguments", "call_expression"),
+)
+_Name = tuple[str, ...]  # what it stands in, and its own
 
 
 @dataclass(frozen=True)
 class _Fix:
+    """A commit that may be one. ``parents``: the names of those before it."""
+
     commit: str
+    parents: str
     message: str
+
+    @property
+    def subject(self) -> str:
+        return self.message.strip().split("\n", 1)[0]
+
+    @property
+    def reverts(self) -> str | None:
+        """The commit that it takes back; "" where it does not say which."""
+        found = re.search(r"This reverts commit ([0-9a-f]{7,64})", self.message)
+        if found:
+            return found[1]
+        return "" if self.subject.startswith('Revert "') else None
 
 
 def load(path: str | Path, max_chars: int | None) -> ImportResult:
     """Every function that a fix in the history of HEAD changed, the latest fix first; tests and
-    functions that were added or removed are left out.
+    functions that were added or removed are left out, and so are fixes that were reverted.
 
     A pair's CWEs are those that the message names or speaks of, else those of certain mistakes
     that treeplay's rules find before the fix and not after it; one with none is flagged.
@@ -94,160 +127,243 @@ def load(path: str | Path, max_chars: int | None) -> ImportResult:
     repository = Path(path)
     if not repository.is_dir():
         raise TaskError(f"{path}: no such file or folder; give the folder of a git repository")
-    name = _git(repository, "rev-parse", "--show-toplevel", fallback=str(repository.resolve()))
-    name = Path(name.strip()).name.removesuffix(".git")
-    pairs: list[Pair] = []
-    dropped: list[ReportLine] = []
-    for fix in _fixes(repository):
-        item = f"git/{name}/{fix.commit[:12]}"
-        where = f"{path} {fix.commit[:12]}"
-        found = [
-            (file, key, before, after)
-            for file, old, new in _changed(repository, fix.commit)
-            for key, before, after in _changed_functions(language_of(file) or "", old, new)
-        ]
-        if not 0 < len(found) <= MOST_FUNCTIONS:
-            why = MANY_FUNCTIONS if found else NO_FUNCTION
-            dropped.append(ReportLine(item, "dropped", why, where, _subject(fix)))
-            continue
-        for number, (file, key, before, after) in enumerate(found):
-            language = language_of(file) or ""
-            cwe = _named(fix.message, language) or _mended(language, before, after)
-            pairs.append(
-                Pair(
-                    id=f"{item}/{number}",
-                    where=where,
-                    language=language,
-                    cwe=cwe,
-                    secure=after,
-                    vulnerable=before,
-                    name=key[-2],
-                    file_name=file,
-                    commit_link=f"{name}/commit/{fix.commit}",
-                    upstream_split="",
-                    source=f"git/{name}",
-                    license="",
-                    faults=() if cwe else (NO_CWE,),
-                    meta={"subject": _subject(fix)},
+    with tempfile.TemporaryDirectory() as folder:
+        objects = _Objects(repository, Path(folder))
+        name = objects.name
+        fixes = list(_fixes(objects))
+        reverted = tuple(fix.reverts for fix in fixes if fix.reverts)
+        pairs: list[Pair] = []
+        dropped: list[ReportLine] = []
+        for fix in fixes:
+            item, where = f"git/{name}/{fix.commit[:12]}", f"{path} {fix.commit[:12]}"
+            found = _functions_of(objects, fix, reverted)
+            if isinstance(found, str):
+                dropped.append(ReportLine(item, "dropped", found, where, fix.subject))
+                continue
+            for number, (file, function, before, after) in enumerate(found):
+                language = language_of(file) or ""
+                cwe = _named(fix.message, language) or _mended(language, before, after)
+                pairs.append(
+                    Pair(
+                        id=f"{item}/{number}",
+                        where=where,
+                        language=language,
+                        cwe=cwe,
+                        secure=after,
+                        vulnerable=before,
+                        name=function,
+                        file_name=file,
+                        commit_link=f"{name}/commit/{fix.commit}",
+                        upstream_split="",
+                        source=f"git/{name}",
+                        license="",
+                        faults=() if cwe else (NO_CWE,),
+                        meta={"subject": fix.subject},
+                    )
                 )
-            )
     tasks, lines, remarks = pairs_to_tasks(pairs, comment=False, max_chars=max_chars)
     remarks.append("no licence is looked for: tasks are under that of the repository")
     return make_report("git", len(pairs) + len(dropped), tasks, [*dropped, *lines], remarks)
 
 
-def _subject(fix: _Fix) -> str:
-    return fix.message.strip().split("\n", 1)[0]
-
-
-def _git(repository: Path, *arguments: str, fallback: str | None = None) -> str:
-    """What git says; ``fallback`` where it fails. Raises TaskError without one."""
-    command = ["git", "-C", str(repository), "--no-pager", "-c", "log.showSignature=false"]
-    try:
-        done = subprocess.run(
-            [*command, *arguments],
-            capture_output=True,
-            check=False,
-            # Not the repository of a hook that this may be called from.
-            env={key: value for key, value in os.environ.items() if not key.startswith("GIT_")},
+def _functions_of(
+    objects: _Objects, fix: _Fix, reverted: tuple[str, ...]
+) -> list[tuple[str, str, str, str]] | str:
+    """(file, function, text before, text after) of all that a fix changed, or why it is none."""
+    if fix.reverts is not None:
+        return REVERTS
+    if fix.commit.startswith(reverted):
+        return REVERTED
+    if not fix.parents:
+        return NO_PARENT
+    files = _changed(objects, fix.commit)
+    if len(files) > MOST_FILES:
+        return MANY_FILES
+    sides = objects.texts(
+        [f"{side}:{file}" for file in files for side in (f"{fix.commit}^", fix.commit)]
+    )
+    if None in sides:
+        return UNREADABLE
+    changed = (
+        (file, function, before, after)
+        for file, old, new in zip(files, sides[::2], sides[1::2], strict=True)
+        for function, before, after in _changed_functions(
+            language_of(file) or "", old or "", new or ""
         )
-    except FileNotFoundError:
-        raise TaskError("git is not installed, and reads the history; install it") from None
-    if done.returncode and fallback is not None:
-        return fallback
-    if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().split("\n")[0]
-        raise TaskError(f"{repository}: git cannot read a history here ({said}); name a repository")
-    return done.stdout.decode(errors="replace")
+    )
+    found = list(islice(changed, MOST_FUNCTIONS + 1))
+    if len(found) > MOST_FUNCTIONS:
+        return MANY_FUNCTIONS
+    return found or NO_FUNCTION
 
 
-def _fixes(repository: Path) -> Iterator[_Fix]:
-    said = _git(
-        repository,
+class _Objects:
+    """The objects of a repository, read with none of its settings: from an empty repository whose
+    alternate they are."""
+
+    def __init__(self, repository: Path, folder: Path) -> None:
+        asked = ("--git-path", "objects", "--git-path", "shallow", "--show-object-format")
+        self._command = ["git", "-C", str(repository), "-c", "core.fsmonitor=false"]
+        self._repository = repository
+        lines = self.ask("rev-parse", *asked, "HEAD^{commit}").split("\n")
+        objects, shallow, form, self.head = lines[0], lines[1], lines[2], lines[3]
+        top = self.ask("rev-parse", "--absolute-git-dir").strip()
+        self.name = Path(top.removesuffix("/.git")).name.removesuffix(".git")
+        self._command = ["git", "--git-dir", str(folder)]
+        self.ask("init", "--quiet", "--bare", "--template=", f"--object-format={form}")
+        (folder / "objects/info").mkdir(parents=True, exist_ok=True)
+        (folder / "objects/info/alternates").write_text(f"{(repository / objects).resolve()}\n")
+        if (repository / shallow).is_file():
+            (folder / "shallow").write_bytes((repository / shallow).read_bytes())
+
+    def ask(self, *arguments: str, given: str = "") -> str:
+        """What git says. Raises TaskError where it fails."""
+        return self.raw(*arguments, given=given).decode(errors="replace")
+
+    def raw(self, *arguments: str, given: str = "") -> bytes:
+        # None of the settings of a hook that this may be called from; nothing is fetched.
+        env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+        env |= {"GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "", "GIT_TERMINAL_PROMPT": "0"}
+        try:
+            done = subprocess.run(
+                [*self._command, *arguments],
+                input=given.encode("utf-8", "surrogateescape"),
+                capture_output=True,
+                check=False,
+                env=env,
+                timeout=PATIENCE,
+            )
+        except FileNotFoundError:
+            raise TaskError("git is not installed, and reads the history; install it") from None
+        except subprocess.TimeoutExpired:
+            raise TaskError(
+                f"{self._repository}: git took more than {PATIENCE:.0f} s; give a smaller clone"
+            ) from None
+        if done.returncode:
+            said = done.stderr.decode(errors="replace").strip().split("\n")[0]
+            raise TaskError(
+                f"{self._repository}: git cannot read a history here ({said}); give the folder of "
+                "a repository"
+            )
+        return done.stdout
+
+    def texts(self, names: list[str]) -> list[str | None]:
+        """The text of each object; None where it is not there, is too long or no UTF-8."""
+        if any("\n" in name for name in names):
+            return [None] * len(names)
+        lines = "".join(f"{name}\n" for name in names)
+        sizes = self.ask("cat-file", "--batch-check=%(objecttype) %(objectsize)", given=lines)
+        found: list[str | None] = []
+        for name, told in zip(names, sizes.splitlines(), strict=False):
+            kind, _, size = told.partition(" ")
+            text = None
+            if kind == "blob" and int(size) <= MOST_BYTES:
+                try:
+                    text = self.raw("cat-file", "blob", name).decode()
+                except UnicodeDecodeError:
+                    text = None
+            found.append(text)
+        return found + [None] * (len(names) - len(found))
+
+
+def _fixes(objects: _Objects) -> Iterator[_Fix]:
+    said = objects.ask(
         *("log", "-z", "--no-merges", "--regexp-ignore-case", "--extended-regexp"),
-        *(f"--grep={SPEAKS}", "--format=%H%x00%B", "HEAD", "--"),
+        *("--encoding=UTF-8", f"--grep={SPEAKS}", "--format=%H%x00%P%x00%B", objects.head, "--"),
     )
     parts = said.split("\0")
-    for commit, message in zip(parts[::2], parts[1::2], strict=False):
-        yield _Fix(commit.strip(), message)
+    for commit, parents, message in zip(parts[::3], parts[1::3], parts[2::3], strict=False):
+        if re.fullmatch(r"[0-9a-f]{40}([0-9a-f]{24})?", commit.strip()):
+            yield _Fix(commit.strip(), parents, message)
 
 
-def _changed(repository: Path, commit: str) -> Iterator[tuple[str, str, str]]:
-    """(file, text before, text after) of every file of code that a commit changed."""
-    said = _git(
-        repository,
+def _changed(objects: _Objects, commit: str) -> list[str]:
+    """The files of code that a commit changed, tests left out."""
+    said = objects.raw(
         *("diff-tree", "-r", "-z", "--no-commit-id", "--name-only", "--diff-filter=M"),
         *("--no-ext-diff", "--no-textconv", "--no-renames", commit, "--"),
     )
-    for file in said.split("\0"):
-        if not file or language_of(file) not in _FUNCTIONS or _is_test(file):
-            continue
-        before, after = (
-            _git(repository, "cat-file", "blob", f"{side}:{file}", fallback="")
-            for side in (f"{commit}^", commit)
-        )
-        if 0 < max(len(before), len(after)) <= MOST_CHARS and "\ufffd" not in before + after:
-            yield file, before, after
+    files = said.decode("utf-8", "surrogateescape").split("\0")
+    return [file for file in files if language_of(file) in _FUNCTIONS and not _is_test(file)]
 
 
 def _is_test(file: str) -> bool:
     path = Path(file.lower())
     folders = {"test", "tests", "testing", "spec", "__tests__", "vendor", "node_modules"}
-    stem = path.stem
-    return (
-        bool(folders.intersection(path.parts[:-1]))
-        or stem.startswith("test_")
-        or (stem.endswith(("_test", ".test", ".spec", "_spec")))
+    of_test = path.stem.startswith("test_") or path.stem.endswith(
+        ("_test", ".test", ".spec", "_spec")
     )
+    return of_test or bool(folders.intersection(path.parts[:-1]))
 
 
-def _changed_functions(
-    language: str, before: str, after: str
-) -> Iterator[tuple[_Function, str, str]]:
-    """(which, text before, text after) of every outermost function that both have, differently."""
+def _changed_functions(language: str, before: str, after: str) -> Iterator[tuple[str, str, str]]:
+    """(name, text before, text after) of every outermost function that both have, differently.
+
+    Of several with one name in one place (overloads) only the last that is left over counts, when
+    those that are alike are taken away.
+    """
     old, new = _functions(language, before), _functions(language, after)
-    for key, text in new.items():
-        if key in old and old[key] != text:
-            yield key, old[key], text
+    for name, texts in new.items():
+        gone = list((Counter(old.get(name, ())) - Counter(texts)).elements())
+        come = list((Counter(texts) - Counter(old.get(name, ()))).elements())
+        if len(gone) == len(come) == 1:
+            yield name[-1], gone[0], come[0]
 
 
-def _functions(language: str, program: str) -> dict[_Function, str]:
-    """The outermost functions of a program, whole lines of text. Functions of one name in one
-    place are counted."""
-    kinds = _FUNCTIONS[language]
-    seen: Counter[_Function] = Counter()
-    found: dict[_Function, str] = {}
+def _functions(language: str, program: str) -> dict[_Name, list[str]]:
+    """The outermost functions of a program by name, whole lines of text."""
+    found: dict[_Name, list[str]] = defaultdict(list)
     lines = program.split("\n")
-    nothing: _Function = ()
+    nothing: _Name = ()
     stack = [(SgRoot(program, language).root(), nothing)]
     while stack:
         node, names = stack.pop()
-        if node.kind() not in kinds:
-            inside = node.field("name")
+        own = _own_name(node) if node.kind() in _FUNCTIONS[language] else ""
+        if not own:
+            inside = node.field("type" if node.kind() == "impl_item" else "name")
             inner = names if inside is None else (*names, inside.text())
             stack += [(child, inner) for child in reversed(node.children())]
             continue
-        key = (*names, _name(node))
-        seen[key] += 1
-        above = node.parent()
-        whole = above if above is not None and above.kind() == "decorated_definition" else node
+        receiver = node.field("receiver")  # Go
+        where = names if receiver is None else (*names, receiver.text().strip("()").split()[-1])
+        whole = _whole(node)
         first, last = whole.range().start, whole.range().end
         alone = not lines[first.line][: first.column].strip()
         text = "\n".join(lines[first.line : last.line + 1]) if alone else whole.text()
-        which = (*key, str(seen[key]))
-        found[which] = text.rstrip() + "\n"
+        which = (*where, own)
+        found[which].append(text.rstrip() + "\n")
     return found
 
 
-def _name(function: SgNode) -> str:
-    """A function's own name. C declares it inside what it returns."""
+def _own_name(function: SgNode) -> str:
+    """A function's name. C declares it inside what it returns, JavaScript where it is put; "" for
+    one that is put nowhere: it is a part of what is around it."""
     named = function.field("name")
-    while named is None:
-        inner = function.field("declarator")
-        if inner is None:
-            return str(function.text()) if function.is_leaf() else ""
-        function, named = inner, inner.field("name")
-    return str(named.text())
+    if named is not None:
+        return str(named.text())
+    declared = function.field("declarator")
+    while declared is not None and (inner := declared.field("declarator")) is not None:
+        declared = inner
+    if declared is not None:
+        return str(declared.text())
+    around = function.parent()
+    if around is None:
+        return ""
+    if around.kind() == "arguments":
+        call = around.parent()
+        texts = [child for child in around.children() if child.kind() == "string"]
+        called = call.field("function") if call is not None else None
+        return f"{called.text()}({texts[0].text()}" if called is not None and texts else ""
+    named = next((n for f in ("name", "left", "key") if (n := around.field(f)) is not None), None)
+    return str(named.text()) if named is not None else ""
+
+
+def _whole(function: SgNode) -> SgNode:
+    """The statement that a function is, with decorators."""
+    whole = function
+    while (above := whole.parent()) is not None and above.kind() in _AROUND:
+        whole = above
+    return whole
 
 
 def _named(message: str, language: str) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ _SUFFIXES = {
 }
 # What a set is told to be under that has no licence file.
 NO_LICENSE = "none stated (no LICENSE file in repo)"
-_CWE = re.compile(r"cwe[-_ :]*0*(\d+)", re.IGNORECASE)
+_CWE = re.compile(r"cwe[-_ :]*0*(\d{1,6})(?!\d)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,13 @@ def cwe_names(value: object) -> tuple[str, ...]:
     """All CWE names in a value ("cwe-089", "CWE_89", 89, "089", a list...), like "CWE-89"."""
     if isinstance(value, (list, tuple)):
         return tuple(dict.fromkeys(name for part in value for name in cwe_names(part)))
-    if isinstance(value, int):
+    if isinstance(value, float) and value.is_integer():  # of a column in which some are missing
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
         return (f"CWE-{value}",)
     if not isinstance(value, str):
         return ()
     numbers = _CWE.findall(value)
-    if not numbers and value.strip().isdecimal():
+    if not numbers and value.strip().isdecimal() and len(value.strip()) <= 6:
         numbers = [value.strip()]
     return tuple(dict.fromkeys(f"CWE-{int(number)}" for number in numbers))
