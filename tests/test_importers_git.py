@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from treeplay.errors import TaskError
-from treeplay.tasks.importers import git_history, import_tasks
+from treeplay.tasks.importers import git_objects, import_tasks
 from treeplay.tasks.importers.git_history import (
     MANY_FUNCTIONS,
     NO_FUNCTION,
@@ -250,7 +250,7 @@ def test_what_cannot_be_read_is_counted(
     commit(repository, "Fix XSS in long files", app_dot_py=app(SAFE))
     (repository / "a.py").write_bytes(b"x = '\xff'\n")
     commit(repository, "Fix XSS in bytes")
-    monkeypatch.setattr(git_history, "MOST_BYTES", 40)
+    monkeypatch.setattr(git_objects, "MOST_BYTES", 40)
     assert import_tasks("git", repository).report.dropped == {UNREADABLE: 2, NO_PARENT: 1}
     git(tmp_path, "clone", "-q", "--depth", "1", repository.as_uri(), "shallow")
     assert import_tasks("git", tmp_path / "shallow").report.dropped == {NO_PARENT: 1}
