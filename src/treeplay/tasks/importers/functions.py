@@ -33,8 +33,8 @@ _Name = tuple[str, ...]  # what it stands in, and its own
 def changed_functions(language: str, before: str, after: str) -> Iterator[tuple[str, str, str]]:
     """(name, text before, text after) of every outermost function that both have, differently.
 
-    Of several with one name in one place (overloads) only the last that is left over counts, when
-    those that are alike are taken away.
+    Of several with one name in one place (overloads) those that are alike are taken away; what is
+    left is a pair where it is one of each side.
     """
     old, new = _functions(language, before), _functions(language, after)
     for name, texts in new.items():
