@@ -25,7 +25,7 @@ from treeplay.tasks.importers import (
 )
 from treeplay.tasks.importers.report import ImportReport, ImportResult, ReportLine
 
-__all__ = ["KINDS", "ImportReport", "ImportResult", "ReportLine", "import_tasks"]
+__all__ = ["KINDS", "OWN", "ImportReport", "ImportResult", "ReportLine", "import_tasks"]
 
 _LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
     "tsp": tsp.load,
@@ -40,6 +40,7 @@ _LOADERS: dict[str, Callable[[str | Path, int | None], ImportResult]] = {
     "git": git_history.load,
 }
 KINDS = tuple(_LOADERS)
+OWN = ("git", "preference")  # of data that users have: there is nothing to fetch
 
 
 def import_tasks(kind: str, path: str | Path, *, max_chars: int | None = 3000) -> ImportResult:
