@@ -16,8 +16,10 @@ from test_cli import recipe, refused, run, sandbox  # noqa: F401
 
 from treeplay import play_train
 from treeplay.errors import ConfigError
+from treeplay.judge.verdict import Verdict
+from treeplay.metrics import Scored
 from treeplay.progress import Reporter
-from treeplay.track import Tracks, tracker_names
+from treeplay.track import Tracks, answer_figures, tracker_names
 
 
 class Notebook(GeneralTracker):  # type: ignore[misc,unused-ignore]
@@ -151,6 +153,20 @@ def test_trainings_follow_each_other() -> None:
     later = Tracks([book], step=10)
     later.trained({"step": 4, "loss": 0.5})  # goes on behind a checkpoint
     assert book.told[-1][0] == 14
+
+
+def test_a_rate_that_one_task_in_many_has_is_told() -> None:
+    """Tasks drawn anew may all be without it."""
+
+    def scored(number: int) -> Scored:
+        verdict = Verdict("secure" if number < 2 else "invalid", evidence="executed")
+        where = ("player", 0, "suite", "eval", "python", ("CWE-78",), f"task-{number}")
+        return Scored(*where, sample=0, answer="x", tokens=1, ended="eos", verdict=verdict)
+
+    for count in range(60, 80):
+        told = answer_figures([scored(number) for number in range(count)], {})
+        assert told["eval/suite/eval/spr1_valid"] == 100
+        assert told["eval/suite/eval/spr1_all"] == pytest.approx(200 / count, abs=1e-4)
 
 
 def test_a_tracker_that_fails_is_left_out(

@@ -135,7 +135,7 @@ def branch_figures(trees: Sequence[Tree]) -> dict[str, float]:
 def answer_figures(samples: Sequence[Scored], tasks: Mapping[str, Task]) -> dict[str, float]:
     """Percent, by suite and split, of everything that the report's table has."""
     found: dict[str, float] = {}
-    for row in rows(samples, resamples=1, tasks=tasks):
+    for row in rows(samples, tasks=tasks):
         if row["language"] == "all" and row["cwe"] is None:
             where = "/".join(part for part in ("eval", row["suite"], row["split"]) if part)
             known = {name: row[name] for name in METRICS if row[name] is not None}
