@@ -202,6 +202,7 @@ def test_a_tracker_that_does_not_start_is_told(
 
 def test_names_are_checked_before_anything_is_made(recipe: Path, tmp_path: Path) -> None:  # noqa: F811
     refused(run("play", recipe, "--track", "tensorbord"), "did you mean 'tensorboard'")
+    refused(run("play", recipe, "--track", "tensorbord", "--dry-run"), "did you mean 'tensorboard'")
     assert not (tmp_path / "run").exists()
     assert tracker_names("") == []
     assert tracker_names(" tensorboard, tensorboard") == ["tensorboard"]

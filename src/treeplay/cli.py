@@ -79,7 +79,7 @@ def play(
 ) -> None:
     """Play all rounds: grow, judge, contrast, train, evaluate, report."""
     if dry_run:
-        _dry_run(recipe, overrides)
+        _dry_run(recipe, overrides, track)
         return
     with closing(_game(recipe, overrides, resume, anew=resume, track=track)) as game:
         try:
@@ -404,7 +404,7 @@ def _quoted(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _dry_run(recipe: str, overrides: list[str] | None) -> None:
+def _dry_run(recipe: str, overrides: list[str] | None, track: str) -> None:
     import tempfile
     from dataclasses import replace
 
@@ -413,8 +413,10 @@ def _dry_run(recipe: str, overrides: list[str] | None) -> None:
     from treeplay.play import Game
     from treeplay.progress import Reporter
     from treeplay.run import open_run
+    from treeplay.track import tracker_names
 
     config = load_config(recipe, overrides or [])
+    tracker_names(track)
     out.print(to_yaml(config), markup=False)
     with tempfile.TemporaryDirectory() as folder:
         run = open_run(replace(config, out=folder + "/run"), resume=False)
