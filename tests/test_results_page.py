@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,12 @@ CONFIG: dict[str, Any] = {
     "tasks": {"eval": ["OUT/data/s.jsonl@token"]},
     "train": {"learning_rate": 5e-4},
     "eval": {"samples": 10, "max_tokens": 64, "temperature": 0.8, "top_p": 0.95},
+}
+DATA = {
+    "fold": 0,
+    "train": {"starter": 4},
+    "train_cwes": ["CWE-89"],
+    "contamination": {"s@token": []},
 }
 
 
@@ -63,7 +70,7 @@ def write(folder: Path, arm: str, seed: int, rows: list[list[Any]], **more: Any)
         "size": "cpu",
         "overrides": [],
         "faults": [],
-        "data": [{"fold": 0, "train": {"starter": 4}, "contamination": {"s@token": []}}],
+        "data": [DATA],
         **more,
     }
     write_result(folder / "main" / "tiny" / arm / f"{seed}.json", [run] if rows else [], told)
@@ -170,6 +177,41 @@ def test_the_starter_pack_and_other_data_are_told_apart(results: Path, page: Pat
     assert line(text, "public sets, decision form", "`tsp`", "0.0")[2] == "0.0 [0.0, 0.0]"
     apart = line(text, "public sets, decision form", "`tsp`", "`sft`")[3]
     assert apart.replace("\u2212", "-") == "-10.0 [-10.0, -10.0]"
+
+
+def test_weaknesses_of_training_and_others_are_told_apart(results: Path, page: Path) -> None:
+    other = {"cwe": ["CWE-22"]}
+    for seed in (0, 1):
+        for arm, pack, known, new in (("base", 1, 2, 3), ("tsp", 6, 4, 3), ("sft", 3, 3, 4)):
+            rows = [row("a", pack, 1, suite="starter-seen@token"), row("c", known, 1)]
+            write(results, arm, seed, [*rows, row("d", new, 1, **other)])
+    write_page(results, page)
+    text = tables(page)
+    parts = {
+        "starter pack": "+50.0",
+        "public sets": "+10.0",
+        "trained CWEs": "+35.0",
+        "other CWEs": "0.0",
+        "public sets, trained CWEs": "+20.0",  # the pack has no other CWE: no part appears twice
+    }
+    titles = re.findall(r"\*\*(.*), decision form\*\* \(", text)
+    assert titles == ["executed", *parts]
+    for part, change in parts.items():
+        assert line(text, f"{part}, decision form", "`tsp`", change)
+    # Where nothing is left on one side there is no division.
+    for arm, pack, new in (("base", 1, 3), ("tsp", 6, 3), ("sft", 3, 4)):
+        for seed in (0, 1):
+            rows = [
+                row("a", pack, 1, suite="starter-seen@token", **other),
+                row("d", new, 1, **other),
+            ]
+            write(results, arm, seed, rows)
+    write_page(results, page)
+    assert re.findall(r"\*\*(.*), decision form\*\* \(", tables(page)) == [
+        "executed",
+        "starter pack",
+        "public sets",
+    ]
 
 
 def test_a_claimant_alone_has_nothing_to_compare_with(tmp_path: Path, page: Path) -> None:

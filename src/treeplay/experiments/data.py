@@ -264,7 +264,7 @@ def split_cwes(cwes: Iterable[str], folds: int) -> list[frozenset[str]]:
     names = set(cwes)
     families: list[set[str]] = []
     for cwe in sorted(names, key=_number):
-        kin = [family for family in families if any(_alike(cwe, other) for other in family)]
+        kin = [family for family in families if any(alike(cwe, other) for other in family)]
         families = [family for family in families if family not in kin]
         families.append({cwe}.union(*kin))
     families = [f - {cwe for cwe in f if _is_class(cwe, names - f)} for f in families]
@@ -275,7 +275,8 @@ def split_cwes(cwes: Iterable[str], folds: int) -> list[frozenset[str]]:
     return [frozenset(some) for some in dealt]
 
 
-def _alike(one: str, other: str) -> bool:
+def alike(one: str, other: str) -> bool:
+    """Whether two CWEs are one weakness to a player: what it learns about one is about both."""
     return cwe_matches(one, other) or any({one, other} <= set(group) for group in ALIKE)
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 from treeplay.config import differing_keys, with_newer_keys, without_places
 from treeplay.errors import RunError
 from treeplay.experiments.collect import COLUMNS
+from treeplay.experiments.data import alike
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.protocol import load_protocol, protocol_names
 from treeplay.experiments.stats import Floats
@@ -119,17 +121,42 @@ class Study:
         out.append(self._group("general ability", lambda row: row["general"]))
         return [group for group in out if group.keys]
 
-    def by_source(self) -> list[Group]:
-        """Executed tasks in a decision form, those of the starter pack and all others apart;
-        nothing where there are not both."""
+    def parts(self) -> list[Group]:
+        """Executed tasks in a decision form by where a gain may end: those of the starter pack and
+        all others; those about a weakness that training has a task of (the same CWE, or one that
+        folds keep together with it) and all others; and both together. Only divisions that leave
+        tasks on both sides, and no part twice."""
 
-        def wanted(pack: bool, row: Mapping[str, Any]) -> bool:
+        def within(names: tuple[str, ...], row: Mapping[str, Any]) -> bool:
             executed = row["tested"] and not row["general"] and not _full(row)
-            return bool(executed and row["suite"].startswith(PACK) == pack)
+            return bool(executed and all(self._is_of_part(name, row) for name in names))
 
-        names = {"starter pack, decision form": True, "public sets, decision form": False}
-        groups = [self._group(name, partial(wanted, pack)) for name, pack in names.items()]
-        return groups if all(group.keys for group in groups) else []
+        by_source, by_weakness = ("starter pack", "public sets"), ("trained CWEs", "other CWEs")
+        out: list[Group] = []
+        both = list(product(by_source, by_weakness))
+        for division in ([(name,) for name in by_source], [(name,) for name in by_weakness], both):
+            found = [
+                self._group(", ".join((*names, "decision form")), partial(within, names))
+                for names in division
+            ]
+            found = [group for group in found if group.keys]
+            known = {group.keys for group in out}
+            if len(found) > 1:
+                out += [group for group in found if group.keys not in known]
+        return out
+
+    def _is_of_part(self, name: str, row: Mapping[str, Any]) -> bool:
+        if name in ("starter pack", "public sets"):
+            return bool(row["suite"].startswith(PACK) == (name == "starter pack"))
+        trained = self._trained_cwes[row["fold"]]
+        known = any(alike(cwe, one) for cwe in row["cwe"] for one in trained)
+        return known == (name == "trained CWEs")
+
+    @cached_property
+    def _trained_cwes(self) -> dict[int, set[str]]:
+        """CWEs of the training tasks of each fold."""
+        files = [file for seeds in self.told.values() for file in seeds.values()]
+        return {fold["fold"]: set(fold["train_cwes"]) for file in files for fold in file["data"]}
 
     def _group(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> Group:
         counts = self._counts()

@@ -29,7 +29,7 @@ WITH_INTERVAL = ("spr1_all", "spr1_valid", "vulnerable", "secure_pass1")
 
 def study_tables(study: Study) -> list[str]:
     """The lines of a study's page: what methods are compared on, and, folded away, the
-    comparisons, the starter pack and other data apart, and every suite by itself."""
+    comparisons, tasks apart by source and CWE, and every suite by itself."""
     out = made_by(study)
     main = study.main_groups()
     for group in main:
@@ -37,8 +37,9 @@ def study_tables(study: Study) -> list[str]:
     if study.seeds(BASE):
         out += ["", *folded("Every arm against the base model", _against_base(study, main))]
     out += ["", *_comparisons(study)]
-    if sources := study.by_source():
-        out += ["", *folded("The starter pack and public sets apart", _apart(study, sources))]
+    if parts := study.parts():
+        title = "Tasks apart, by source and by whether training had their CWE"
+        out += ["", *folded(title, _apart(study, parts))]
     if suites := [group for group in study.groups() if group not in main]:
         out += ["", *folded("Every suite by itself", _all_rates(study, suites))]
     for some in (costs(study), noted(study), failed(study)):
@@ -136,17 +137,18 @@ def _pairs(study: Study) -> list[tuple[str, str]]:
     ]
 
 
-def _apart(study: Study, sources: Sequence[Group]) -> list[str]:
-    """Where a gain is: on tasks of the pack that most training tasks are of, or beyond it."""
+def _apart(study: Study, parts: Sequence[Group]) -> list[str]:
+    """Where a gain is: on tasks of the pack that most training tasks are of or beyond it, on
+    weaknesses that training had or on others."""
     measures = ("spr1_all", "vulnerable", "valid", "pass1")
-    out = _all_rates(study, sources)
+    out = _all_rates(study, parts)
     if study.seeds(BASE):
-        out += ["", "Against the base model:", "", *_against_base(study, sources)]
+        out += ["", "Against the base model:", "", *_against_base(study, parts)]
     heads = ["tasks", "arm", "against", *(HEADINGS[measure] for measure in measures)]
     pairs = [(mine, other) for mine, other in _pairs(study) if other != BASE]
     if pairs:
         out += ["", "Against the others (intervals alone):", "", *table_head(heads)]
-    for group in sources:
+    for group in parts:
         for mine, other in pairs:
             names = [
                 _shared(study, group, mine, other),
