@@ -80,9 +80,10 @@ def goals_table(studies: Sequence[Study]) -> list[str]:
     heads = ("protocol", "model", "seeds", "tasks", "arm", "what", "against", "goal")
     return [
         "What is claimed of `tsp`, of `tsp-own` (`tsp` with anchors on its own ordinary answers), "
-        "of `own-given` (`tsp-own` that rejects the tasks' own vulnerable answers too) and of "
-        "`own-stepped` and `own-given-stepped` (the same, learnt tree by tree), and what these "
-        "results show. *yes*: the estimate reaches the goal and its whole interval lies on the "
+        "of `given` and `own-given` (`tsp` and `tsp-own` that reject the tasks' own vulnerable "
+        "answers too) and of `own-stepped` and `own-given-stepped` (`tsp-own` and `own-given`, "
+        "learnt tree by tree), and what these results show. *yes*: the estimate reaches the goal "
+        "and its whole interval lies on the "
         "right side of no effect (where something may fall by so much: of that), and enough tasks "
         "tell (see [experiments.md](../experiments.md)); *not shown*: only the estimate does; "
         "*no*: it does not; *nothing to lose*: the other's rate is within what may be lost. "
