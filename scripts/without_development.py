@@ -8,8 +8,10 @@ Prints every arm against the base model, as the pages of tables do: seed by seed
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
+from treeplay.errors import RunError
 from treeplay.experiments.cells import estimate_cell, table_head, table_line
 from treeplay.experiments.plan import BASE
 from treeplay.experiments.results import Group, read_studies
@@ -24,8 +26,13 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("model")
     args = parser.parse_args()
-    found = {(s.protocol, s.model): s for s in read_studies(args.results)}
-    study, chosen_by = (found[name, args.model] for name in ("unseen", "ablation"))
+    try:
+        found = {(s.protocol, s.model): s for s in read_studies(args.results)}
+        study, chosen_by = (found[name, args.model] for name in ("unseen", "ablation"))
+    except RunError as error:
+        sys.exit(f"error: {error}")
+    except KeyError as error:
+        sys.exit(f"error: {args.results} has no results of {' and '.join(error.args[0])}")
     known = {task for group in chosen_by.groups() for _, task in group.keys}
     whole = study.main_groups()[0]
     kept = [n for n, (_, task) in enumerate(whole.keys) if task not in known]

@@ -183,7 +183,8 @@ def test_weaknesses_of_training_and_others_are_told_apart(results: Path, page: P
     other = {"cwe": ["CWE-22"]}
     for seed in (0, 1):
         for arm, pack, known, new in (("base", 1, 2, 3), ("tsp", 6, 4, 3), ("sft", 3, 3, 4)):
-            rows = [row("a", pack, 1, suite="starter-seen@token"), row("c", known, 1)]
+            rows = [row("a", pack, 1, suite="starter-seen@token")]
+            rows.append(row("c", known, 1, cwe=["CWE-564"]))  # a kind of training's CWE-89
             write(results, arm, seed, [*rows, row("d", new, 1, **other)])
     write_page(results, page)
     text = tables(page)
